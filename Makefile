@@ -1,0 +1,65 @@
+# make demo    set up, then the main job: the operator, a training run, a prediction (demo/)
+# make test    set up, then every test
+# make bench   set up, then the benchmarks (benchmarks/results/)
+# make lint    style and types;  make format  fixes style
+#
+# VENV, TORCH and TORCHVISION can be set: make test TORCH=torch==2.12.0. A torch that is already in
+# VENV is used as it is.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+# Only its Python code is used, as an outside oracle in the tests: the release beside TORCH.
+TORCHVISION ?= torchvision==0.28.0
+R21D_CUDA ?= auto
+export R21D_CUDA
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py
+SOURCES := r21d_ops python benchmarks tests docs setup.py
+
+.DELETE_ON_ERROR:
+.PHONY: demo test bench lint format clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/r21d demo --out demo
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/bench.stamp
+	$(BIN)/python -m pytest benchmarks --benchmark-only -q
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(NATIVE))
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/clang-format -i $(filter csrc/%,$(NATIVE))
+
+clean:
+	rm -rf build demo $(VENV)
+
+$(VENV)/torch.stamp:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install "$(TORCH)" numpy
+	$(PIP) install "setuptools>=77" wheel "cmake>=3.22" ninja
+	touch $@
+
+# The package is installed in place, so only the native sources and the metadata ask for this again.
+$(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml $(NATIVE)
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --editable ".[demo]"
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/demo.stamp
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --editable ".[dev]"
+	$(PIP) install --no-deps "$(TORCHVISION)"
+	touch $@
+
+$(VENV)/bench.stamp: $(VENV)/demo.stamp
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --editable ".[demo,bench]"
+	touch $@

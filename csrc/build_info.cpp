@@ -1,0 +1,39 @@
+// build_info: what the library was built with and what this machine offers, as JSON.
+#include <sstream>
+#include <string>
+
+#include "cpu/isa.h"
+#include "torch_compat.h"
+
+#ifdef R21D_CUDA
+#include "cuda/devices.h"
+#endif
+
+namespace r21d {
+namespace {
+
+std::string build_info() {
+  constexpr int kCapacity = 8;
+  const cpu::Isa* tables[kCapacity];
+  const int count = cpu::available_isas(tables, kCapacity);
+  std::ostringstream json;
+  json << "{\"cpu\": {\"isa\": \"" << cpu::isa().name << "\", \"available\": [";
+  for (int i = 0; i < count; ++i) {
+    json << (i > 0 ? ", " : "") << '"' << tables[i]->name << '"';
+  }
+  json << "], \"l2_bytes\": " << cpu::l2_bytes() << "}, \"cuda\": ";
+#ifdef R21D_CUDA
+  json << cuda::devices_json();
+#else
+  json << "null";
+#endif
+  json << '}';
+  return json.str();
+}
+
+}  // namespace
+}  // namespace r21d
+
+STABLE_TORCH_LIBRARY_IMPL(r21d, CompositeExplicitAutograd, m) {
+  m.impl("build_info", TORCH_BOX(&r21d::build_info));
+}

@@ -1,0 +1,32 @@
+// Every operator's signature. x is (N, C, T, H, W), u and v (N, M, T, H', W'), y (N, O, T', H',
+// W'), all NDHWC; spatial_weight (M, C, 1, d, d), temporal_weight (O, M, t, 1, 1); per-channel
+// vectors float32; stride and padding (t, h, w).
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(r21d, m) {
+  // temporal(relu(spatial(x) * scale + shift)) * out_scale + out_shift + residual, relu
+  m.def(
+      "conv2plus1d(Tensor x, Tensor spatial_weight, Tensor temporal_weight, Tensor scale, "
+      "Tensor shift, Tensor? out_scale, Tensor? out_shift, Tensor? residual, bool relu, "
+      "int[] stride, int[] padding) -> Tensor");
+  // u, and with `statistics` its mean and sum of squared deviations per channel
+  m.def(
+      "spatial_forward(Tensor x, Tensor weight, int[] stride, int[] padding, bool statistics) "
+      "-> (Tensor, Tensor, Tensor)");
+  // temporal(relu(u * scale + shift))
+  m.def(
+      "temporal_forward(Tensor u, Tensor scale, Tensor shift, Tensor weight, int[] stride, "
+      "int[] padding) -> Tensor");
+  // relu(u * scale + shift)
+  m.def("norm_relu(Tensor u, Tensor scale, Tensor shift) -> Tensor");
+  // g = grad where relu passes; the sums over pixels of g and of g * (u - mean) * invstd
+  m.def(
+      "norm_relu_backward(Tensor grad, Tensor u, Tensor scale, Tensor shift, Tensor mean, "
+      "Tensor invstd) -> (Tensor, Tensor, Tensor)");
+  // g * g_factor + u * u_factor + offset
+  m.def(
+      "norm_backward(Tensor g, Tensor u, Tensor g_factor, Tensor? u_factor, Tensor? offset) "
+      "-> Tensor");
+  // JSON: what the library was built with and what this machine offers
+  m.def("build_info() -> str");
+}

@@ -1,0 +1,246 @@
+"""Stock PyTorch at its best: both convolutions as 2-D ones, on views of NDHWC tensors.
+
+In NDHWC (``torch.channels_last_3d``) the 1×d×d convolution is a ``conv2d`` over N·T images and
+the t×1×1 convolution a ``conv2d`` with a (t, 1) kernel over T×(H·W) images, both without a copy.
+That is faster than ``conv3d`` on most layers and steps around cuDNN's conv3d faults
+(pytorch#163539, #166122, #166643). It runs wherever torch runs, in every floating dtype, and is
+the definition of each operator that the other backends implement.
+
+Shapes, in every function: x (N, C, T, H, W), u and v (N, M, T, H', W'), y (N, O, T', H', W');
+per-channel vectors are float32 (float64 for float64 tensors).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from r21d_ops.problem import Problem, Triple
+
+NAME = "eager"
+
+
+def unavailable() -> str | None:
+    """Runs wherever torch runs."""
+    return None
+
+
+def can_run(problem: Problem) -> str | None:
+    """Serves every problem."""
+    return None
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of BatchNorm's statistics and per-channel vectors for tensors of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _images(x: Tensor) -> Tensor:
+    """(N, C, T, H, W) as (N·T, C, H, W): a view where x is NDHWC."""
+    n, c, t, h, w = x.shape
+    return x.transpose(1, 2).reshape(n * t, c, h, w)
+
+
+def _clips(x: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`_images`, with the batch and frames of ``like`` (N, ·, T, ·, ·)."""
+    return x.unflatten(0, (like.shape[0], like.shape[2])).transpose(1, 2)
+
+
+def _ndhwc(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    """A 2-D weight in NHWC. With it conv2d stays in NHWC where the strides of a single image or
+    channel leave the input's format open."""
+    return weight.contiguous(memory_format=torch.channels_last)
+
+
+def spatial_conv(
+    x: Tensor, weight: Tensor, stride: Triple, padding: Triple, bias: Tensor | None = None
+) -> Tensor:
+    """The 1×d×d convolution; ``weight`` is (M, C, 1, d, d)."""
+    kernel = _channels_last(weight.squeeze(2))
+    out = F.conv2d(_images(_ndhwc(x)), kernel, bias, stride[1:], padding[1:])
+    return _clips(out, x)
+
+
+def temporal_conv(
+    v: Tensor, weight: Tensor, stride: Triple, padding: Triple, bias: Tensor | None = None
+) -> Tensor:
+    """The t×1×1 convolution; ``weight`` is (O, M, t, 1, 1)."""
+    kernel = _channels_last(weight.squeeze(4))
+    out = F.conv2d(_ndhwc(v).flatten(3), kernel, bias, (stride[0], 1), (padding[0], 0))
+    return out.unflatten(3, v.shape[3:])
+
+
+def norm_relu(u: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """v = relu(u·scale + shift), per channel. NaN stays NaN."""
+    # batch_norm with zero mean and unit variance: torch's one-pass per-channel affine map, which
+    # takes 16-bit u with float32 vectors.
+    return F.batch_norm(
+        u, torch.zeros_like(scale), torch.ones_like(scale), scale, shift, False, 0.0, 0.0
+    ).relu_()
+
+
+def inference(
+    x: Tensor,
+    spatial_weight: Tensor,
+    temporal_weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    out_scale: Tensor | None,
+    out_shift: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    stride: Triple,
+    padding: Triple,
+) -> Tensor:
+    """y = temporal(relu(spatial(x)·scale + shift)), then ·out_scale + out_shift + residual, relu.
+
+    BatchNorm is folded into the weights, so two convolutions and one ReLU pass are left.
+    """
+    dtype = x.dtype
+    spatial = (spatial_weight * scale.view(-1, 1, 1, 1, 1)).to(dtype)
+    v = spatial_conv(x, spatial, stride, padding, shift.to(dtype)).relu_()
+    if out_scale is not None:
+        temporal_weight = (temporal_weight * out_scale.view(-1, 1, 1, 1, 1)).to(dtype)
+    bias = None if out_shift is None else out_shift.to(dtype)
+    y = temporal_conv(v, temporal_weight, stride, padding, bias)
+    if residual is not None:
+        y = y.add_(residual)
+    return y.relu_() if relu else y
+
+
+def spatial_forward(
+    x: Tensor, weight: Tensor, stride: Triple, padding: Triple, statistics: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """u, and with ``statistics`` the mean and the sum of squared deviations of u as stored.
+
+    Without ``statistics`` the two vectors are empty.
+    """
+    u = spatial_conv(x, weight, stride, padding)
+    dtype = statistics_dtype(u.dtype)
+    if not statistics:
+        return u, u.new_empty(0, dtype=dtype), u.new_empty(0, dtype=dtype)
+    if u.numel() == 0:
+        return u, u.new_zeros(u.shape[1], dtype=dtype), u.new_zeros(u.shape[1], dtype=dtype)
+    variance, mean = torch.var_mean(u.to(dtype), (0, 2, 3, 4), correction=0)
+    return u, mean, variance * (u.numel() // u.shape[1])
+
+
+def temporal_forward(
+    u: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, stride: Triple, padding: Triple
+) -> Tensor:
+    """y = temporal(relu(u·scale + shift))."""
+    return temporal_conv(norm_relu(u, scale, shift), weight, stride, padding)
+
+
+def temporal_conv_backward(
+    grad: Tensor, v: Tensor, weight: Tensor, stride: Triple, padding: Triple, need_weight: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the t×1×1 convolution to its input and its weight."""
+    grad_v, grad_weight, _ = torch.ops.aten.convolution_backward(
+        _ndhwc(grad).flatten(3),
+        _ndhwc(v).flatten(3),
+        weight.squeeze(4),
+        None,
+        (stride[0], 1),
+        (padding[0], 0),
+        (1, 1),
+        False,
+        (0, 0),
+        1,
+        (True, need_weight, False),
+    )
+    return (
+        grad_v.unflatten(3, v.shape[3:]),
+        grad_weight.unsqueeze(4) if need_weight else None,
+    )
+
+
+def spatial_conv_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Triple,
+    padding: Triple,
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the 1×d×d convolution to its input and its weight."""
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        _images(_ndhwc(grad)),
+        _images(_ndhwc(x)),
+        weight.squeeze(2),
+        None,
+        stride[1:],
+        padding[1:],
+        (1, 1),
+        False,
+        (0, 0),
+        1,
+        (need_x, need_weight, False),
+    )
+    return (
+        _clips(grad_x, x) if need_x else None,
+        grad_weight.unsqueeze(2) if need_weight else None,
+    )
+
+
+def _per_channel(vector: Tensor) -> Tensor:
+    return vector.view(1, -1, 1, 1, 1)
+
+
+def temporal_backward(
+    grad: Tensor,
+    u: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor,
+    stride: Triple,
+    padding: Triple,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Backward of :func:`temporal_forward` up to BatchNorm's output.
+
+    Returns g (the gradient there, ReLU applied), the gradient of ``weight``, and per channel the
+    sums of g and of g·(u - mean)·invstd.
+    """
+    v = norm_relu(u, scale, shift)
+    grad_v, grad_weight = temporal_conv_backward(grad, v, weight, stride, padding, need_weight)
+    # threshold_backward lets the gradient through where v is NaN, as relu's own backward does.
+    g = torch.ops.aten.threshold_backward(grad_v, v, 0)
+    wide = g.to(scale.dtype)
+    normalized = (u.to(scale.dtype) - _per_channel(mean)) * _per_channel(invstd)
+    axes = (0, 2, 3, 4)
+    return g, grad_weight, wide.sum(axes), (wide * normalized).sum(axes)
+
+
+def spatial_backward(
+    g: Tensor,
+    u: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    g_factor: Tensor,
+    u_factor: Tensor | None,
+    offset: Tensor | None,
+    stride: Triple,
+    padding: Triple,
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Backward of the spatial convolution, BatchNorm's backward applied on the way in.
+
+    The gradient of u is g·g_factor + u·u_factor + offset, per channel; with frozen statistics
+    ``u_factor`` and ``offset`` are None.
+    """
+    grad_u = g * _per_channel(g_factor)
+    if u_factor is not None and offset is not None:
+        grad_u = grad_u + u * _per_channel(u_factor) + _per_channel(offset)
+    return spatial_conv_backward(
+        grad_u.to(u.dtype), x, weight, stride, padding, need_x, need_weight
+    )

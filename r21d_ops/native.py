@@ -1,0 +1,140 @@
+"""The native library: loaded once, without which ``eager`` serves; and its operators' shapes.
+
+The signatures are in ``csrc/schema.cpp``. Each operator has a fake implementation here, so that
+``torch.compile`` and ``torch.export`` see shapes, dtypes and strides without running it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r21d_ops.problem import output_size
+
+_LIBRARY_STEM = "_native"
+
+
+def _load() -> str | None:
+    """Loads the library beside this file; the reason why not, where it cannot."""
+    folder = Path(__file__).parent
+    found = [p for end in (".so", ".dylib") for p in folder.glob(f"{_LIBRARY_STEM}{end}")]
+    if not found:
+        return (
+            "the native library is not built; `pip install --no-build-isolation .` builds it "
+            "where CMake and a C++20 compiler (GCC or Clang) are installed"
+        )
+    try:
+        torch.ops.load_library(str(found[0]))
+    except OSError as error:
+        return f"the native library {found[0].name} does not load: {error}"
+    return None
+
+
+#: Why the native library is not loaded, or None.
+load_error: str | None = _load()
+
+
+def build_info() -> dict[str, Any]:
+    """What the library was built with and what it found on this machine; empty if not loaded.
+
+    ``cpu`` names the instruction set in use, those this machine can run and the size of the L2
+    cache in bytes; ``cuda`` the toolkit it was built with (or None) and the devices it sees.
+    """
+    if load_error is not None:
+        return {}
+    info: dict[str, Any] = json.loads(torch.ops.r21d.build_info())
+    return info
+
+
+def _like_ndhwc(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.empty(
+        list(shape), dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d
+    )
+
+
+def _spatial_shape(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]
+) -> list[int]:
+    return [
+        x.shape[0],
+        weight.shape[0],
+        x.shape[2],
+        output_size(x.shape[3], weight.shape[3], stride[1], padding[1]),
+        output_size(x.shape[4], weight.shape[4], stride[2], padding[2]),
+    ]
+
+
+def _temporal_shape(
+    shape: Sequence[int], weight: Tensor, stride: Sequence[int], padding: Sequence[int]
+) -> list[int]:
+    n, _, t, h, w = shape
+    return [n, weight.shape[0], output_size(t, weight.shape[2], stride[0], padding[0]), h, w]
+
+
+def _register_fakes() -> None:
+    fake = torch.library.register_fake
+
+    @fake("r21d::conv2plus1d")
+    def _(
+        x: Tensor,
+        spatial_weight: Tensor,
+        temporal_weight: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        out_scale: Tensor | None,
+        out_shift: Tensor | None,
+        residual: Tensor | None,
+        relu: bool,
+        stride: Sequence[int],
+        padding: Sequence[int],
+    ) -> Tensor:
+        mid = _spatial_shape(x, spatial_weight, stride, padding)
+        return _like_ndhwc(x, _temporal_shape(mid, temporal_weight, stride, padding))
+
+    @fake("r21d::spatial_forward")
+    def _(
+        x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], statistics: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        u = _like_ndhwc(x, _spatial_shape(x, weight, stride, padding))
+        channels = weight.shape[0] if statistics else 0
+        return (
+            u,
+            x.new_empty(channels, dtype=torch.float32),
+            x.new_empty(channels, dtype=torch.float32),
+        )
+
+    @fake("r21d::temporal_forward")
+    def _(
+        u: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        weight: Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+    ) -> Tensor:
+        return _like_ndhwc(u, _temporal_shape(u.shape, weight, stride, padding))
+
+    @fake("r21d::norm_relu")
+    def _(u: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return _like_ndhwc(u, u.shape)
+
+    @fake("r21d::norm_relu_backward")
+    def _(
+        grad: Tensor, u: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, invstd: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _like_ndhwc(u, u.shape), torch.empty_like(scale), torch.empty_like(scale)
+
+    @fake("r21d::norm_backward")
+    def _(
+        g: Tensor, u: Tensor, g_factor: Tensor, u_factor: Tensor | None, offset: Tensor | None
+    ) -> Tensor:
+        return _like_ndhwc(u, u.shape)
+
+
+if load_error is None:
+    _register_fakes()
