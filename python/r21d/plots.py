@@ -1,0 +1,228 @@
+"""Pictures of results: a prediction as a filmstrip, training as curves."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_INK = "#22272e"
+_FAINT = "#8b949e"
+_GRID = "#e3e6ea"
+_BAR = "#c3ccd6"
+_BEST = "#1f6feb"
+_RUNS = ("#1f6feb", "#d1622b", "#2da44e", "#8250df", "#bf3989", "#57606a")
+
+_FRAMES_SHOWN = 8
+_WIDTH = 11.0  # inches
+_MARGIN = 0.3
+_GAP = 0.06
+_BAR_HEIGHT = 0.3
+_TALLEST = 2.6
+
+
+def filmstrip(
+    clip: torch.Tensor,
+    title: str,
+    scores: Sequence[tuple[str, float]],
+    path: str | os.PathLike[str],
+) -> None:
+    """Write a PNG: up to 8 frames of a clip in a row above a bar for each label.
+
+    ``clip`` is uint8 (T, H, W, 3) RGB; ``scores`` are (label, probability) pairs, best first. The
+    file appears whole or not at all. Raises ValueError for another clip shape or dtype, an empty
+    clip, no scores, or a probability outside [0, 1].
+    """
+    _check_filmstrip(clip, scores)
+    count = min(_FRAMES_SHOWN, len(clip))
+    chosen = torch.linspace(0, len(clip) - 1, count).round().long()
+    # Few frames, and upright ones, are shown no larger than this.
+    frame_height = min(_TALLEST, _fitting_width(max(count, 4)) * clip.shape[1] / clip.shape[2])
+    frame_width = min(_fitting_width(count), frame_height * clip.shape[2] / clip.shape[1])
+    heading, caption = 0.55, 0.4
+    bars = _BAR_HEIGHT * len(scores)
+    height = heading + frame_height + caption + bars + _MARGIN
+    figure = _figure(_WIDTH, height)
+    figure.text(
+        _MARGIN / _WIDTH,
+        1 - heading / 2 / height,
+        _shorten(title, 100),
+        fontsize=14,
+        fontweight="bold",
+        color=_INK,
+        va="center",
+        parse_math=False,
+    )
+    bottom = height - heading - frame_height
+    for place, index in enumerate(chosen.tolist()):
+        left = _MARGIN + place * (frame_width + _GAP)
+        axes = _axes(figure, left, bottom, frame_width, frame_height)
+        axes.imshow(clip[index].numpy(), interpolation="antialiased", aspect="auto")
+        axes.set_axis_off()
+        axes.set_title(f"frame {index + 1}", y=0, pad=-4, va="top", fontsize=8, color=_FAINT)
+    _draw_bars(_axes(figure, 2.8, _MARGIN / 2, _WIDTH - 3.9, bars), scores)
+    _save(figure, path)
+
+
+def training_curves(
+    history: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Mapping[str, Any]]],
+    path: str | os.PathLike[str],
+    *,
+    title: str = "",
+    chance: float | None = None,
+    bound: tuple[str, float] | None = None,
+) -> None:
+    """Write a PNG with the loss on the left and clip@1 on the right, over the epochs.
+
+    ``history`` is what `r21d.training.train` returns, or several of them by the name of the run.
+    Of each row it uses ``epoch``, ``train_loss`` and ``train_clip_top1`` (thin lines) and, where
+    there was validation, ``val_loss`` and ``clip_top1`` (thick lines). ``chance`` and ``bound`` =
+    (name, accuracy) draw dashed lines. The file appears whole or not at all. Raises ValueError
+    when there are no rows.
+    """
+    runs = dict(history) if isinstance(history, Mapping) else {"": history}
+    if not runs or not all(runs.values()):
+        raise ValueError("history is empty: there is nothing to draw before the first epoch")
+    figure = _figure(_WIDTH, 4.7 if title else 4.2)
+    if title:
+        figure.text(0.068, 0.93, title, fontsize=14, fontweight="bold", color=_INK)
+    loss = _axes(figure, 0.75, 0.65, 4.3, 3.0)
+    accuracy = _axes(figure, 6.1, 0.65, 4.6, 3.0)
+    for (name, rows), colour in zip(runs.items(), _cycle(len(runs)), strict=True):
+        _draw_pair(loss, rows, "train_loss", "val_loss", name, colour)
+        _draw_pair(accuracy, rows, "train_clip_top1", "clip_top1", name, colour)
+    last = max(row["epoch"] for rows in runs.values() for row in rows)
+    for axes, label in ((loss, "loss"), (accuracy, "clip@1")):
+        _style(axes, label, last)
+    accuracy.set_ylim(0, 1.03)
+    accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    lines = [("chance", chance)] if chance is not None else []
+    for text, level in [*lines, *([bound] if bound is not None else [])]:
+        accuracy.axhline(level, color=_FAINT, linestyle=(0, (5, 4)), linewidth=1)
+        accuracy.text(
+            1.0,
+            level + 0.012,
+            f"{text} {level:.1%}",
+            transform=accuracy.get_yaxis_transform(),
+            ha="right",
+            fontsize=8,
+            color=_FAINT,
+        )
+    loss.legend(frameon=False, fontsize=9, labelcolor=_INK)
+    _save(figure, path)
+
+
+def _fitting_width(count: int) -> float:
+    """Inches for each of ``count`` frames in a row."""
+    return (_WIDTH - 2 * _MARGIN - (count - 1) * _GAP) / count
+
+
+def _draw_bars(axes: Axes, scores: Sequence[tuple[str, float]]) -> None:
+    places = range(len(scores))
+    colours = [_BEST, *[_BAR] * (len(scores) - 1)]
+    axes.barh(places, [p for _, p in scores], height=0.66, color=colours)
+    for place, (label, probability) in zip(places, scores, strict=True):
+        style: dict[str, Any] = {
+            "fontsize": 11,
+            "va": "center_baseline",
+            "fontweight": "bold" if place == 0 else "normal",
+            "parse_math": False,
+        }
+        axes.text(-0.012, place, _shorten(label, 30), ha="right", color=_INK, **style)
+        share = "<0.1%" if 0 < probability < 0.0005 else f"{probability:.1%}"
+        axes.text(probability + 0.01, place, share, ha="left", color=_INK, **style)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(len(scores) - 0.5, -0.5)
+    axes.set_axis_off()
+
+
+def _draw_pair(
+    axes: Axes,
+    rows: Sequence[Mapping[str, Any]],
+    train: str,
+    held_out: str,
+    name: str,
+    colour: str,
+) -> None:
+    for key, kind, width, alpha in ((train, "training", 1.2, 0.55), (held_out, "held out", 2.4, 1)):
+        points = [(row["epoch"], row[key]) for row in rows if key in row]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True),
+                color=colour,
+                linewidth=width,
+                alpha=alpha,
+                marker="o" if len(points) == 1 else None,
+                label=f"{name}, {kind}" if name else kind,
+            )
+
+
+def _style(axes: Axes, label: str, last_epoch: int) -> None:
+    axes.set_title(label, loc="left", fontsize=11, color=_INK)
+    axes.set_xlabel("epoch", fontsize=9, color=_FAINT)
+    axes.set_xlim(1 - 0.02 * last_epoch, last_epoch * 1.02)
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+    step = math.ceil(last_epoch / 10)
+    axes.set_xticks([1, *range(1 + step, last_epoch + 1, step)])
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=9, labelcolor=_FAINT)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_GRID)
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'r21d[train]'") from error
+    figure = Figure(figsize=(width, height), dpi=130, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes at a place given in inches."""
+    full_width, full_height = figure.get_size_inches()
+    return figure.add_axes(
+        (left / full_width, bottom / full_height, width / full_width, height / full_height)
+    )
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    target = Path(path)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".plot-") as folder:
+        temporary = Path(folder, "plot.png")
+        figure.savefig(temporary, format="png")
+        os.replace(temporary, target)
+
+
+def _cycle(count: int) -> list[str]:
+    return [_RUNS[i % len(_RUNS)] for i in range(count)]
+
+
+def _shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _check_filmstrip(clip: torch.Tensor, scores: Sequence[tuple[str, float]]) -> None:
+    if clip.dtype != torch.uint8 or clip.dim() != 4 or clip.shape[-1] != 3 or not clip.numel():
+        raise ValueError(
+            f"clip must be uint8 (T, H, W, 3) and not empty, got {clip.dtype} {tuple(clip.shape)}"
+        )
+    if not scores:
+        raise ValueError("scores is empty: give at least one (label, probability)")
+    for label, probability in scores:
+        if not 0 <= probability <= 1:
+            raise ValueError(f"the probability of {label!r} must be in [0, 1], got {probability}")

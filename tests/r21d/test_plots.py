@@ -1,0 +1,117 @@
+"""Pictures of results (about 3 s)."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+
+from r21d.plots import filmstrip, training_curves
+
+
+def _read(path) -> torch.Tensor:
+    from matplotlib import image
+
+    return (torch.from_numpy(image.imread(path)) * 255).round().int()[..., :3]
+
+
+def _clip(*shape: int) -> torch.Tensor:
+    return torch.randint(256, (*shape, 3), dtype=torch.uint8)
+
+
+def _rows(count: int, validation: bool = True) -> list[dict[str, float]]:
+    rows = [
+        {"epoch": i + 1, "train_loss": 2.0 / (i + 1), "train_clip_top1": 0.5} for i in range(count)
+    ]
+    return [row | {"val_loss": 1.0, "clip_top1": 0.4} if validation else row for row in rows]
+
+
+def test_filmstrip_shows_first_and_last_frame(tmp_path):
+    clip = torch.zeros(20, 30, 40, 3, dtype=torch.uint8)
+    clip[0], clip[-1] = torch.tensor([250, 0, 0]), torch.tensor([0, 240, 0])
+    filmstrip(clip, "title", [("one", 0.7), ("two", 0.2)], tmp_path / "a.png")
+    picture = _read(tmp_path / "a.png")
+    red = (picture == torch.tensor([250, 0, 0])).all(-1).nonzero()[:, 1]
+    green = (picture == torch.tensor([0, 240, 0])).all(-1).nonzero()[:, 1]
+    assert len(red) > 5000
+    assert len(green) > 5000
+    assert red.max() < picture.shape[1] / 7
+    assert green.min() > picture.shape[1] * 6 / 7
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_filmstrip_bars_are_as_long_as_the_probabilities(tmp_path):
+    lengths = []
+    for probability in (0.3, 0.6):
+        scores = [("best", probability), ("other", 0.1)]
+        filmstrip(torch.zeros(4, 8, 8, 3, dtype=torch.uint8), "", scores, tmp_path / "a.png")
+        blue = (_read(tmp_path / "a.png") == torch.tensor([0x1F, 0x6F, 0xEB])).all(-1)
+        lengths.append(int(blue.any(0).sum()))
+    assert lengths[1] == pytest.approx(2 * lengths[0], abs=3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels"), [((1, 10, 10), 1), ((3, 60, 20), 5), ((100, 9, 31), 10)]
+)
+def test_filmstrip_of_odd_clips_and_labels(tmp_path, shape, labels):
+    scores = [(f"$label_{i} %{'x' * 60}\u00e9", 1 / labels) for i in range(labels)]
+    filmstrip(_clip(*shape), "a $title" * 40, scores, tmp_path / "a.png")
+    assert _read(tmp_path / "a.png").float().std() > 1
+
+
+@pytest.mark.parametrize(
+    ("clip", "scores", "message"),
+    [
+        (torch.zeros(4, 8, 8, 3), [("a", 1.0)], "clip must be uint8"),
+        (torch.zeros(0, 8, 8, 3, dtype=torch.uint8), [("a", 1.0)], "not empty"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), [("a", 1.0)], "clip must be uint8"),
+        (_clip(4, 8, 8), [], "scores is empty"),
+        (_clip(4, 8, 8), [("a", 1.5)], "probability of 'a' must be in"),
+        (_clip(4, 8, 8), [("a", math.nan)], "probability of 'a' must be in"),
+    ],
+)
+def test_bad_filmstrips(tmp_path, clip, scores, message):
+    with pytest.raises(ValueError, match=message):
+        filmstrip(clip, "title", scores, tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 37])
+def test_training_curves_of_several_runs(tmp_path, epochs):
+    runs = {"one": _rows(epochs), "two": _rows(1, validation=False)}
+    training_curves(runs, tmp_path / "bare.png")
+    training_curves(runs, tmp_path / "lines.png", chance=0.125, bound=("bag of frames", 0.5))
+    bare, lines = _read(tmp_path / "bare.png"), _read(tmp_path / "lines.png")
+    half = bare.shape[1] // 2
+    assert torch.equal(bare[:, :half], lines[:, :half])
+    assert not torch.equal(bare[:, half:], lines[:, half:])
+
+
+def test_training_curves_of_one_run(tmp_path):
+    training_curves(_rows(5), tmp_path / "named.png", title="Title")
+    training_curves(_rows(5), tmp_path / "plain.png")
+    assert _read(tmp_path / "named.png").shape[0] > _read(tmp_path / "plain.png").shape[0]
+
+
+@pytest.mark.parametrize("history", [[], {}, {"run": []}])
+def test_empty_history(tmp_path, history):
+    with pytest.raises(ValueError, match="history is empty"):
+        training_curves(history, tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_leaves_the_old_picture(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    with pytest.raises(OSError, match="disk full"):
+        training_curves(_rows(2), path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
