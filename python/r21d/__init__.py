@@ -1,0 +1,49 @@
+"""Video recognition with R(2+1)D networks, from a video file to a trained network.
+
+``import r21d`` needs torch alone; a name that needs more is imported when it is first used, and
+says which extra to install where something is missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from r21d.evaluation.predict import predict
+    from r21d.models import create_model, list_models, model_info
+    from r21d.video import read_clip
+    from r21d.weights import load_weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "__version__",
+    "create_model",
+    "list_models",
+    "load_weights",
+    "model_info",
+    "predict",
+    "read_clip",
+]
+
+_HOMES = {
+    "create_model": "r21d.models",
+    "list_models": "r21d.models",
+    "load_weights": "r21d.weights",
+    "model_info": "r21d.models",
+    "predict": "r21d.evaluation.predict",
+    "read_clip": "r21d.video",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
