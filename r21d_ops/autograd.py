@@ -155,21 +155,18 @@ class Conv2Plus1DFunction(Function):
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
         if grad is None:
             return (None,) * 13
-        x, spatial_weight, temporal_weight, bn_weight, bn_bias = ctx.saved_tensors[:5]
+        saved = ctx.saved_tensors  # read once: checkpointing unpacks each tensor a single time
         with torch.no_grad():
-            grads = _backward(ctx, grad)
+            grads = _backward(ctx, saved, grad)
         if torch.is_grad_enabled():
-            inputs = [x, spatial_weight, temporal_weight, bn_weight, bn_bias, grad]
-            hung_on = [t for t in inputs if t is not None and t.requires_grad]
+            hung_on = [t for t in (*saved[:5], grad) if t is not None and t.requires_grad]
             grads = [g if g is None else _RefuseDoubleBackward.apply(g, *hung_on) for g in grads]
         return (*grads, *(None,) * 8)
 
 
-def _backward(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+def _backward(ctx: Any, saved: tuple[Any, ...], grad: Tensor) -> list[Tensor | None]:
     """Gradients of x, the two weights and BatchNorm's weight and bias."""
-    x, spatial_weight, temporal_weight, bn_weight, bn_bias, u, mean, invstd, count = (
-        ctx.saved_tensors
-    )
+    x, spatial_weight, temporal_weight, bn_weight, bn_bias, u, mean, invstd, count = saved
     need_x, need_spatial, need_temporal, need_scale, need_shift = ctx.needs_input_grad[:5]
     ops = get_backend(ctx.backend)
     if u is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ def triple(value: int | Sequence[int], name: str) -> Triple:
     """
     if isinstance(value, (int, torch.SymInt)):
         return (value, value, value)
-    values = tuple(value)
+    values = tuple(value) if isinstance(value, Iterable) else ()
     if len(values) != 3 or not all(isinstance(v, (int, torch.SymInt)) for v in values):
         raise ValueError(f"{name} must be an int or three ints (t, h, w), got {value!r}")
     return (values[0], values[1], values[2])

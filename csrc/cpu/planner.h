@@ -169,8 +169,10 @@ inline Plan plan_fused(
   return plan;
 }
 
-// The spatial convolution alone.
-inline Tile plan_spatial(const Machine& machine, const SpatialGeometry& s) {
+// The spatial convolution alone. Its tile does not depend on the number of threads: BatchNorm's
+// statistics are merged tile by tile, and must come out the same on any number.
+inline Tile plan_spatial(Machine machine, const SpatialGeometry& s) {
+  machine.threads = 1;
   const int64_t macs = s.kh * s.kw * s.c * s.m;
   return choose_tile(
       machine,
