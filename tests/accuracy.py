@@ -15,6 +15,9 @@ from torch import Tensor
 #: What one draw of inputs gave: the tensor under test, the float64 one, stock PyTorch's.
 Draw = tuple[Tensor, Tensor, list[Tensor]]
 
+#: The root mean square of fewer errors than this is as much a matter of luck as the largest.
+_FEW = 64
+
 
 def one_ulp(exact: Tensor, dtype: torch.dtype) -> float:
     """The spacing of ``dtype``'s numbers at the largest finite magnitude of ``exact``."""
@@ -51,14 +54,21 @@ def assert_accurate_over_draws(draw: Callable[[], Draw], what: str = "output") -
     The largest of a thousand rounding errors is a matter of luck: between two equally good float32
     convolutions it differs by more than a factor of two about once in five hundred draws
     (measured). So a first draw whose maximum is above the bound must be outvoted by two further
-    ones, while the root mean square and the places of NaN and infinity must be right in each.
+    ones, while the root mean square (of more than a few values) and the places of NaN and infinity
+    must be right in each.
     """
     votes = {True: 0, False: 0}
     while votes[False] < 2 and votes[True] < (1 if votes[False] == 0 else 2):
-        (_, largest, bound), (_, mean, mean_bound) = _check(*draw(), what)
-        assert mean <= mean_bound, f"{what}: RMS error {mean:.3g} is above {mean_bound:.3g}"
-        votes[largest <= bound] += 1
-    assert votes[False] < 2, f"{what}: maximum error {largest:.3g} is above {bound:.3g}, repeatedly"
+        actual, exact, stock = draw()
+        (_, largest, bound), (_, mean, mean_bound) = _check(actual, exact, stock, what)
+        votes[largest <= bound and mean <= mean_bound] += 1
+        assert mean <= mean_bound or exact.numel() < _FEW, (
+            f"{what}: RMS error {mean:.3g} is above {mean_bound:.3g}"
+        )
+    assert votes[False] < 2, (
+        f"{what}: maximum error {largest:.3g} is above {bound:.3g}, or RMS error {mean:.3g} above "
+        f"{mean_bound:.3g}, in two draws of three"
+    )
 
 
 def _check(
