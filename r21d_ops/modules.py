@@ -15,12 +15,16 @@ import torch
 import torch.distributed as dist
 import torch.nn.modules.module as nn_module
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from r21d_ops import functional
 from r21d_ops.autograd import fold_norm
 from r21d_ops.problem import paper_midplanes, triple
 
 _NORMS = (nn.BatchNorm3d, nn.SyncBatchNorm)
+# The last two stand for plain tensors while torch.export and torch.compile trace.
+_TENSORS = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)
 _GLOBAL_HOOKS = (
     "_global_forward_hooks",
     "_global_forward_pre_hooks",
@@ -40,7 +44,7 @@ def _plain(module: nn.Module, types: tuple[type, ...]) -> str | None:
     if "forward" in module.__dict__:
         return f"{type(module).__name__} has a forward of its own"
     for name, parameter in module._parameters.items():
-        if parameter is not None and type(parameter) not in (nn.Parameter, Tensor):
+        if parameter is not None and type(parameter) not in _TENSORS:
             return f"{type(module).__name__}.{name} is a {type(parameter).__name__}"
     return None
 

@@ -137,26 +137,55 @@ def temporal_forward(
     return temporal_conv(norm_relu(u, scale, shift), weight, stride, padding)
 
 
-def temporal_conv_backward(
-    grad: Tensor, v: Tensor, weight: Tensor, stride: Triple, padding: Triple, need_weight: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of the t×1×1 convolution to its input and its weight."""
-    grad_v, grad_weight, _ = torch.ops.aten.convolution_backward(
-        _ndhwc(grad).flatten(3),
-        _ndhwc(v).flatten(3),
-        weight.squeeze(4),
+def _conv2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of ``conv2d`` to its input and its weight."""
+    dtype = x.dtype
+    # oneDNN leaves taps that only ever see padding uninitialised in the bfloat16 weight gradient
+    # (torch 2.13, images one pixel wide); float32 does not, and such images are small.
+    kernel_sticks_out = weight.shape[2] > x.shape[2] or weight.shape[3] > x.shape[3]
+    if need_weight and kernel_sticks_out and dtype == torch.bfloat16 and x.device.type == "cpu":
+        grad, x, weight = grad.float(), x.float(), weight.float()
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        weight,
         None,
-        (stride[0], 1),
-        (padding[0], 0),
+        stride,
+        padding,
         (1, 1),
         False,
         (0, 0),
         1,
-        (True, need_weight, False),
+        (need_x, need_weight, False),
     )
+    return grad_x.to(dtype) if need_x else None, grad_weight.to(dtype) if need_weight else None
+
+
+def temporal_conv_backward(
+    grad: Tensor, v: Tensor, weight: Tensor, stride: Triple, padding: Triple, need_weight: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the t×1×1 convolution to its input and its weight."""
+    grad_v, grad_weight = _conv2d_backward(
+        _ndhwc(grad).flatten(3),
+        _ndhwc(v).flatten(3),
+        weight.squeeze(4),
+        (stride[0], 1),
+        (padding[0], 0),
+        True,
+        need_weight,
+    )
+    assert grad_v is not None
     return (
         grad_v.unflatten(3, v.shape[3:]),
-        grad_weight.unsqueeze(4) if need_weight else None,
+        None if grad_weight is None else grad_weight.unsqueeze(4),
     )
 
 
@@ -170,22 +199,18 @@ def spatial_conv_backward(
     need_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the 1×d×d convolution to its input and its weight."""
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+    grad_x, grad_weight = _conv2d_backward(
         _images(_ndhwc(grad)),
         _images(_ndhwc(x)),
         weight.squeeze(2),
-        None,
         stride[1:],
         padding[1:],
-        (1, 1),
-        False,
-        (0, 0),
-        1,
-        (need_x, need_weight, False),
+        need_x,
+        need_weight,
     )
     return (
-        _clips(grad_x, x) if need_x else None,
-        grad_weight.unsqueeze(2) if need_weight else None,
+        None if grad_x is None else _clips(grad_x, x),
+        None if grad_weight is None else grad_weight.unsqueeze(2),
     )
 
 

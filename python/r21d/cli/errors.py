@@ -1,0 +1,42 @@
+"""Errors as users see them: one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+
+class UserError(Exception):
+    """A request that cannot be served; the message says why and what to do."""
+
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """Exceptions whose message is meant for the user."""
+    from r21d.training import TrainingDiverged
+
+    kinds: list[type[Exception]] = [
+        UserError,
+        ValueError,
+        OSError,
+        ImportError,
+        FloatingPointError,
+        TrainingDiverged,
+    ]
+    from r21d.weights import CheckpointError
+
+    kinds.append(CheckpointError)
+    if importlib.util.find_spec("av") is not None:
+        from r21d.video import VideoError
+
+        kinds.append(VideoError)
+    return tuple(kinds)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of ``error`` without line breaks; its class where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def print_error(message: str) -> None:
+    """One line on stderr."""
+    print(f"r21d: error: {message}", file=sys.stderr)

@@ -1,0 +1,127 @@
+"""``r21d predict``: what is in a video."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r21d.cli.arguments import Subcommands, add_device, positive, resolve_device
+from r21d.cli.checkpoint import load_model
+from r21d.cli.errors import UserError, one_line, print_error
+from r21d.cli.tables import print_table
+from r21d.evaluation.progress import progress_bar
+
+if TYPE_CHECKING:
+    from r21d.evaluation.predict import Prediction
+    from r21d.models import VideoResNet
+
+SOME_FAILED_EXIT = 1
+
+
+def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
+    """Add ``predict`` to the command line."""
+    parser = commands.add_parser(
+        "predict",
+        parents=[common],
+        help="classify videos with a trained network",
+        description="Classify each video by the mean score of evenly spaced clips. A file that "
+        "cannot be decoded is reported and the others are still classified; the exit code is 1 "
+        "then.",
+        epilog="example: r21d predict a.mp4 b.mov --checkpoint runs/mine/best.safetensors "
+        "--filmstrip strips/",
+    )
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video files")
+    parser.add_argument("--checkpoint", required=True, help="a file written by r21d train")
+    parser.add_argument(
+        "--clips", type=positive, default=10, help="clips a video (default: 10, the paper's)"
+    )
+    parser.add_argument("--topk", type=positive, default=5, help="classes shown (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    parser.add_argument(
+        "--filmstrip",
+        metavar="PATH",
+        help="draw frames and scores: a PNG file for a single video, else a folder for NAME.png",
+    )
+    add_device(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Classify every video; 1 where some failed."""
+    from r21d.evaluation.predict import predict
+    from r21d.video import VideoError
+
+    pictures = _picture_paths(args.filmstrip, args.videos)
+    model = load_model(args.checkpoint, resolve_device(args.device))
+    results: list[dict[str, Any]] = []
+    failed = False
+    with progress_bar("videos", len(args.videos)) as advance:
+        for path, picture in zip(args.videos, pictures, strict=True):
+            try:
+                prediction = predict(model, path, args.clips, args.topk)
+                if picture is not None:
+                    draw(model, prediction, picture)
+            except VideoError as error:
+                failed = True
+                results.append({"path": path, "error": one_line(error)})
+                print_error(one_line(error))
+            else:
+                results.append(prediction.to_dict())
+                if not args.json:
+                    _print(prediction, picture)
+            advance(1)
+    if args.json:
+        print(json.dumps(results, indent=2))
+    return SOME_FAILED_EXIT if failed else 0
+
+
+def draw(model: VideoResNet, prediction: Prediction, picture: Path) -> None:
+    """Write the filmstrip of the middle clip.
+
+    The clip is decoded again, in full resolution: the network saw it scaled down.
+    """
+    from r21d.plots import filmstrip
+    from r21d.video import InputSpec, read_clip
+
+    spec = model.input_spec or InputSpec()
+    start = prediction.starts[len(prediction.starts) // 2]
+    frames = read_clip(prediction.path, spec.clip_len, spec.frame_rate, start)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    title = "/".join(Path(prediction.path).parts[-2:])
+    filmstrip(frames, title, prediction.top, picture)
+
+
+def _picture_paths(option: str | None, videos: Sequence[str]) -> list[Path | None]:
+    """Where each video's filmstrip goes; no two videos share a file."""
+    if option is None:
+        return [None] * len(videos)
+    if option.lower().endswith(".png"):
+        if len(videos) > 1:
+            raise UserError(
+                f"--filmstrip {option} is one file for {len(videos)} videos; name a folder"
+            )
+        return [Path(option)]
+    if Path(option).exists() and not Path(option).is_dir():
+        raise UserError(f"--filmstrip {option} is neither a folder nor a .png file")
+    taken: set[str] = set()
+    pictures: list[Path | None] = []
+    for video in videos:
+        stem = Path(video).stem
+        name, number = stem, 1
+        while name in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name)
+        pictures.append(Path(option) / f"{name}.png")
+    return pictures
+
+
+def _print(prediction: Prediction, picture: Path | None) -> None:
+    print(f"\n{prediction.path}")
+    rows = [(label, f"{score:.1%}") for label, score in prediction.top]
+    print_table(("class", "score"), rows, right=(1,))
+    if picture is not None:
+        print(f"filmstrip: {picture}")

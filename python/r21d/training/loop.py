@@ -1,0 +1,268 @@
+"""Training: SGD over a folder of videos, able to stop and go on without a trace."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from r21d.evaluation.evaluate import ClipDataset, EvalResult, class_names, evaluate
+from r21d.evaluation.progress import progress_bar
+from r21d.training.config import TrainConfig, learning_rate
+from r21d.training.state import STATE_FILE, load_state, restore, save_state, write_atomically
+
+_log = logging.getLogger(__name__)
+
+LAST_FILE = "last.safetensors"
+BEST_FILE = "best.safetensors"
+HISTORY_FILE = "history.jsonl"
+
+History = list[dict[str, Any]]
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or a gradient is no longer finite; the files of the last good epoch stand."""
+
+
+def train(
+    model: nn.Module,
+    train_set: ClipDataset,
+    val_set: ClipDataset | None,
+    config: TrainConfig,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> History:
+    """Train ``model`` in place with SGD and Nesterov momentum.
+
+    On one machine and one set of versions, equal seeds give equal runs, and a resumed run equals
+    an uninterrupted one bit for bit: each epoch draws its random numbers from the seed and its
+    own number. The caller's random state is left as it was.
+
+    Args:
+        model: Maps float32 (N, 3, T, H, W) to logits (N, classes).
+        train_set: Items ``(clips (K, 3, T, H, W), label, video index)``; its ``set_epoch(epoch)``
+            is called before each epoch where it has one.
+        val_set: The same with the clips to test on, or None.
+        config: Settings.
+        out: Folder for ``last.safetensors``, ``best.safetensors`` (best video@1, then clip@1;
+            only with ``val_set``), ``state.safetensors`` (what ``resume`` reads) and
+            ``history.jsonl``, each written atomically after every epoch. None writes nothing.
+        resume: Go on from ``out``; a complete run returns its history at once.
+        overwrite: Replace a run that ``out`` already holds.
+        on_epoch: Called with the epoch's row once its files are written.
+
+    Returns:
+        A row per epoch: ``epoch`` (from 1), ``lr`` (of its last step), ``train_loss`` and
+        ``train_clip_top1`` (mean over its clips); with ``val_set`` also ``val_loss``,
+        ``clip_top1``, ``clip_top5``, ``video_top1``, ``video_top5``.
+
+    Raises:
+        TrainingDiverged: a loss or gradient became infinite or NaN.
+        ResumeError: ``resume`` and the state is missing, damaged or of another run.
+        FileExistsError: ``out`` holds a run and neither ``resume`` nor ``overwrite`` is given.
+        ValueError: the training set is empty, or ``resume`` comes without ``out``.
+    """
+    if len(train_set) == 0:
+        raise ValueError("train_set is empty: there is nothing to train on")
+    folder = _prepare_folder(out, resume, overwrite)
+    device = torch.device(config.device)
+    layout = torch.channels_last_3d if config.channels_last else torch.contiguous_format
+    model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=True,
+    )
+    history: History = []
+    if resume and folder is not None:
+        state = load_state(folder / STATE_FILE)
+        restore(state, model, optimizer, config.to_dict())
+        history = state.history
+
+    devices = [device] if device.type == "cuda" else []
+    for epoch in range(len(history), config.epochs):
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(epoch_seed(config.seed, epoch))
+            row = _run_epoch(model, optimizer, train_set, config, epoch)
+        if val_set is not None:
+            row |= _validate(model, val_set, config, epoch)
+        history.append(row)
+        _log.info("epoch %d: %s", epoch + 1, json.dumps(row))
+        if folder is not None:
+            _write_files(folder, model, optimizer, train_set, config, history)
+        if on_epoch is not None:
+            on_epoch(row)
+    return history
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Seed of one epoch's random numbers; distinct for every (seed, epoch)."""
+    return (seed << 24) + epoch
+
+
+def _prepare_folder(out: str | Path | None, resume: bool, overwrite: bool) -> Path | None:
+    if out is None:
+        if resume:
+            raise ValueError("resume needs out, the folder of the run to go on with")
+        return None
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    if resume:
+        return folder
+    files = [folder / name for name in (STATE_FILE, HISTORY_FILE, LAST_FILE, BEST_FILE)]
+    held = [file for file in files if file.exists()]
+    if held and not overwrite:
+        raise FileExistsError(
+            f"{folder} already holds a run ({held[0].name}); resume it, ask for it to be "
+            "overwritten, or choose another folder"
+        )
+    for file in held:
+        file.unlink()
+    return folder
+
+
+def _run_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    dataset: ClipDataset,
+    config: TrainConfig,
+    epoch: int,
+) -> dict[str, Any]:
+    """One pass over the training set; expects the epoch's seed to be set."""
+    loader = _loader(dataset, config, epoch)
+    # Sums stay on the device: reading one back each step would stall a GPU.
+    loss_sum = torch.zeros((), dtype=torch.float64, device=config.device)
+    correct = torch.zeros((), dtype=torch.int64, device=config.device)
+    seen = 0
+    model.train()
+    with progress_bar(f"epoch {epoch + 1}/{config.epochs}", len(loader)) as advance:
+        for index, (clips, labels, _) in enumerate(loader):
+            step = epoch * len(loader) + index
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, len(loader))
+            # (B, K, 3, T, H, W) -> (B * K, 3, T, H, W): every clip of a video has its label.
+            labels = labels.repeat_interleave(clips.shape[1]).to(config.device)
+            clips = clips.flatten(0, 1).to(config.device)
+            logits = _forward(model, clips, config)
+            loss = nn.functional.cross_entropy(logits, labels)
+            _step(model, optimizer, loss, epoch, index)
+            loss_sum += loss.detach() * len(labels)
+            correct += (logits.detach().argmax(1) == labels).sum()
+            seen += len(labels)
+            advance(1)
+    return {
+        "epoch": epoch + 1,
+        "lr": optimizer.param_groups[0]["lr"],
+        "train_loss": loss_sum.item() / seen,
+        "train_clip_top1": correct.item() / seen,
+    }
+
+
+def _loader(dataset: ClipDataset, config: TrainConfig, epoch: int) -> DataLoader[Any]:
+    if hasattr(dataset, "set_epoch"):
+        dataset.set_epoch(epoch)
+    # Batch statistics of a single clip do not exist where the last group is down to 1x1x1.
+    lonely_last = len(dataset) > config.batch_size and len(dataset) % config.batch_size == 1
+    return DataLoader(
+        cast("Dataset[Any]", dataset),
+        batch_size=config.batch_size,
+        shuffle=True,
+        drop_last=lonely_last,
+        num_workers=config.workers,
+        generator=torch.Generator().manual_seed(epoch_seed(config.seed, epoch)),
+        pin_memory=torch.device(config.device).type == "cuda",
+    )
+
+
+def _forward(model: nn.Module, clips: Tensor, config: TrainConfig) -> Tensor:
+    """Logits in float32, the network under autocast where the settings ask for it."""
+    if config.channels_last:
+        clips = clips.contiguous(memory_format=torch.channels_last_3d)
+    kind = torch.device(config.device).type
+    with torch.autocast(kind, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+        logits: Tensor = model(clips)
+    return logits.float()
+
+
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, epoch: int, index: int
+) -> None:
+    """Backward and update, refusing whatever would write a non-finite number into the weights."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    values = {"loss": loss.item(), "gradient norm": norm.item()}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f"the {name} is {value} in epoch {epoch + 1}, step {index + 1}, at learning rate "
+                f"{optimizer.param_groups[0]['lr']:.3g}; lower lr or raise warmup_epochs"
+            )
+    optimizer.step()
+
+
+def _validate(
+    model: nn.Module, val_set: ClipDataset, config: TrainConfig, epoch: int
+) -> dict[str, float]:
+    try:
+        result: EvalResult = evaluate(
+            model, val_set, batch_size=config.eval_batch_size, workers=config.workers
+        )
+    except FloatingPointError as error:
+        raise TrainingDiverged(
+            f"validation after epoch {epoch + 1}: {error}; lower lr or raise warmup_epochs"
+        ) from error
+    return {
+        "val_loss": result.loss,
+        "clip_top1": result.clip_top1,
+        "clip_top5": result.clip_top5,
+        "video_top1": result.video_top1,
+        "video_top5": result.video_top5,
+    }
+
+
+def _write_files(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train_set: ClipDataset,
+    config: TrainConfig,
+    history: History,
+) -> None:
+    """Write one epoch's files, the state first: a crash in between is repaired by resuming."""
+    from r21d.weights.checkpoint import save_checkpoint
+
+    save_state(folder / STATE_FILE, model, optimizer, config.to_dict(), history)
+    lines = "".join(json.dumps(row) + "\n" for row in history)
+    write_atomically(folder / HISTORY_FILE, lines.encode())
+    names = [LAST_FILE, BEST_FILE] if _is_best(history) else [LAST_FILE]
+    spec = getattr(train_set, "spec", None)
+    for name in names:
+        save_checkpoint(
+            folder / name,
+            model,
+            classes=class_names(train_set, model),
+            input=spec.to_dict() if spec is not None else {},
+            extra={"epoch": str(len(history)), "train_config": json.dumps(config.to_dict())},
+        )
+
+
+def _is_best(history: Sequence[dict[str, Any]]) -> bool:
+    """Whether the last epoch is strictly better on validation than each one before."""
+    if "video_top1" not in history[-1]:
+        return False
+    scores = [(row["video_top1"], row["clip_top1"]) for row in history]
+    return all(scores[-1] > score for score in scores[:-1])

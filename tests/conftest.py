@@ -1,0 +1,101 @@
+"""Fixtures that every test can use: seeds, test data, backends, memory poisoned with NaN.
+
+``R21D_TEST_SEED`` shifts every seed: a number, or ``random`` for inputs that no run had before.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from ops.chosen_backend import Backend, available_backends
+
+_SEED_VARIABLE = "R21D_TEST_SEED"
+_BASE_SEED = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """At most two threads; the base of all seeds; markers."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    given = os.environ.get(_SEED_VARIABLE, "0")
+    config.stash[_BASE_SEED] = secrets.randbits(31) if given == "random" else int(given)
+    config.addinivalue_line(
+        "markers", "every_isa: run the `cpu` backend with each instruction set this CPU has"
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Names the base seed, so that any run can be repeated."""
+    return f"{_SEED_VARIABLE}={config.stash[_BASE_SEED]}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``backend`` alone, or ``backend`` with each ``dtype`` that it serves."""
+    if "backend" not in metafunc.fixturenames:
+        return
+    every_isa = metafunc.definition.get_closest_marker("every_isa") is not None
+    found = available_backends(every_isa)
+    if "dtype" in metafunc.fixturenames:
+        pairs = [(b, dtype) for b in found for dtype in b.dtypes]
+        ids = [f"{b}-{str(dtype).removeprefix('torch.')}" for b, dtype in pairs]
+        metafunc.parametrize(("backend", "dtype"), pairs, ids=ids, indirect=["backend"])
+    else:
+        metafunc.parametrize("backend", found, ids=str, indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """Each backend that can run here, in force for the test, also behind modules."""
+    chosen: Backend = request.param
+    monkeypatch.setenv("R21D_BACKEND", chosen.name)
+    if chosen.isa is not None:
+        monkeypatch.setenv("R21D_CPU_ISA", chosen.isa)
+    return chosen
+
+
+@pytest.fixture(autouse=True)
+def seed(request: pytest.FixtureRequest) -> int:
+    """The test's own seed, the same for every backend; set in torch and shown when it fails."""
+    name = request.node.nodeid
+    if "backend" in request.fixturenames:
+        name = name.replace(str(request.getfixturevalue("backend")), "")
+    base = request.config.stash[_BASE_SEED]
+    value = zlib.crc32(name.encode()) + base
+    print(f"seed {value}; {_SEED_VARIABLE}={base} repeats it")
+    torch.manual_seed(value)
+    return value
+
+
+@pytest.fixture
+def generator(seed: int) -> torch.Generator:
+    """A source of random operands with the test's seed."""
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fresh memory holds NaN (integers: their maximum), that of the native library included."""
+    before = torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of test videos, ``R21D_TEST_DATA``; skips where there is none."""
+    value = os.environ.get("R21D_TEST_DATA")
+    if not value:
+        pytest.skip("R21D_TEST_DATA is not set to the folder of test videos")
+    folder = Path(value)
+    if not folder.is_dir():
+        pytest.skip(f"R21D_TEST_DATA={value} is not a folder")
+    return folder

@@ -1,0 +1,38 @@
+"""The backends that can run on this machine, as values of the ``backend`` fixture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+import r21d_ops
+from r21d_ops import native
+
+_EVERY_DTYPE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_CPU_DTYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One backend: its name, its instruction set (None: the machine's best) and its device."""
+
+    name: str
+    isa: str | None
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+
+    def __str__(self) -> str:
+        return self.name if self.isa is None else f"{self.name}-{self.isa}"
+
+
+def available_backends(every_isa: bool) -> list[Backend]:
+    """Each backend that can run here; ``cpu`` once, or once for each instruction set."""
+    names = [row.name for row in r21d_ops.backends() if row.available]
+    found = []
+    if "cpu" in names:
+        isas = native.build_info()["cpu"]["available"] if every_isa else [None]
+        found += [Backend("cpu", isa, "cpu", _CPU_DTYPES) for isa in isas]
+    if "eager" in names:
+        found.append(Backend("eager", None, "cpu", _EVERY_DTYPE))
+    return found

@@ -1,0 +1,150 @@
+"""``torch.compile(fullgraph=True)`` and ``torch.export`` (15 s; 40 s on a first run)."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch
+from accuracy import assert_accurate
+from ops.chosen_backend import Backend
+from ops.modules_under_test import TinyNet, conv, randomize, run_children
+from torch import Tensor, nn
+
+import r21d_ops
+
+_COMPILER = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None,
+    reason="torch.compile on the CPU needs a C++ compiler",
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> None:
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    """(2, 5, 4, 9, 8)."""
+    return torch.randn(2, 5, 4, 9, 8)
+
+
+@_COMPILER
+def test_compiled_in_eval(backend: Backend, x: Tensor) -> None:
+    module = conv().eval()
+    compiled = torch.compile(module, fullgraph=True)
+    with torch.no_grad():
+        exact = run_children(copy.deepcopy(module).double(), x.double())
+        assert_accurate(compiled(x), exact, run_children(module, x))
+        module[0].weight.data.mul_(2)
+        exact = run_children(copy.deepcopy(module).double(), x.double())
+        assert_accurate(compiled(x), exact, run_children(module, x))
+
+
+def test_compiled_graph_holds_the_operator(backend: Backend, x: Tensor) -> None:
+    graphs = []
+
+    def record(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    with torch.no_grad():
+        torch.compile(conv().eval(), fullgraph=True, backend=record)(x)
+    targets = [str(node.target) for graph in graphs for node in graph.graph.nodes]
+    assert any("r21d" in target for target in targets) == (backend.name == "cpu")
+
+
+@_COMPILER
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("compiler", ["inductor", "aot_eager"])
+def test_compiled_training_step(
+    compiler: str, recompute: bool, backend: Backend, x: Tensor
+) -> None:
+    if compiler == "inductor" and backend.name == "eager":
+        pytest.skip("Inductor's own sums over pixels are less accurate than stock batch_norm's")
+    module = conv()
+    module.recompute = recompute
+    uncompiled, plain, exact = (copy.deepcopy(module) for _ in range(3))
+    exact.double()
+    outputs = [
+        torch.compile(module, fullgraph=True, backend=compiler)(x),
+        run_children(exact, x.double()),
+        uncompiled(x),
+        run_children(plain, x),
+    ]
+    for y in outputs:
+        y.square().sum().backward()
+    assert_accurate(outputs[0], outputs[1], outputs[2:])
+    modules = (module, exact, uncompiled, plain)
+    ways = [dict(m.named_parameters()) for m in modules]
+    for name in ways[0]:
+        ours, expected, *stock = (way[name].grad for way in ways)
+        assert_accurate(ours, expected, stock, name)
+    buffers = [dict(m.named_buffers()) for m in modules]
+    for name in ("1.running_mean", "1.running_var"):
+        ours, expected, *stock = (way[name] for way in buffers)
+        assert_accurate(ours, expected, stock, name)
+    assert torch.equal(module[1].num_batches_tracked, plain[1].num_batches_tracked)
+
+
+@_COMPILER
+def test_compiled_with_a_dynamic_batch(backend: Backend) -> None:
+    module = conv().eval()
+    compiled = torch.compile(module, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for batch in (2, 3, 5):
+            x = torch.randn(batch, 5, 4, 9, 8)
+            exact = run_children(copy.deepcopy(module).double(), x.double())
+            assert_accurate(compiled(x), exact, run_children(module, x))
+
+
+@_COMPILER
+def test_compiled_fused_model(backend: Backend) -> None:
+    """Without a code generator: what the tracer makes of a whole fused model, in one graph."""
+    stock = randomize(TinyNet()).eval()
+    model = r21d_ops.fuse(stock)
+    x = torch.randn(2, 3, 4, 10, 9)
+    with torch.no_grad():
+        traced = torch.compile(model, fullgraph=True, backend="aot_eager")
+        y = traced(x)
+        assert_accurate(y, copy.deepcopy(stock).double()(x.double()), [stock(x), model(x)])
+
+
+def test_exported_and_run(backend: Backend, x: Tensor) -> None:
+    module = conv().eval()
+    program = torch.export.export(module, (x,))
+    other = torch.randn_like(x)
+    with torch.no_grad():
+        exact = run_children(copy.deepcopy(module).double(), other.double())
+        assert_accurate(program.module()(other), exact, run_children(module, other))
+
+
+def test_exported_without_gradients_holds_the_operator(backend: Backend, x: Tensor) -> None:
+    module = conv().eval()
+    with torch.no_grad():
+        program = torch.export.export(module, (x,))
+        exact = run_children(copy.deepcopy(module).double(), x.double())
+        assert_accurate(program.module()(x), exact, module(x))
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert any("r21d" in target for target in targets) == (backend.name == "cpu")
+
+
+def test_exported_with_a_dynamic_batch(backend: Backend, x: Tensor) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).relu()
+
+    model = Model().eval()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,), dynamic_shapes={"x": {0: batch}})
+        other = torch.randn(7, 5, 4, 9, 8)
+        exact = run_children(copy.deepcopy(model.conv).double(), other.double()).relu()
+        assert_accurate(program.module()(other), exact, run_children(model.conv, other).relu())

@@ -1,0 +1,184 @@
+"""The commands on real input. About twenty seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from r21d.cli import main
+from r21d.cli.tables import plain_table
+from r21d.models import create_model
+from r21d.video import InputSpec
+from r21d.weights import save_checkpoint
+
+CLASSES = ["bend", "run", "wave1"]
+SPEC = InputSpec(clip_len=4, frame_rate=12.5, resize=(40, 50), crop=(32, 32))
+PNG = b"\x89PNG"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A small network with random weights."""
+    torch.manual_seed(0)
+    model = create_model(
+        "r2plus1d_18", 3, blocks=(1, 1, 1, 1), widths=(4, 4, 8, 8), stem_channels=4
+    )
+    path = tmp_path / "small.safetensors"
+    save_checkpoint(path, model, classes=CLASSES, input=SPEC.to_dict())
+    return path
+
+
+@pytest.fixture
+def actions(tmp_path: Path, test_data: Path) -> Path:
+    """Three Weizmann actions by three people, and the corrupt file among them."""
+    for name in CLASSES:
+        (tmp_path / "actions" / name).mkdir(parents=True)
+        for video in sorted((test_data / "weizmann" / name).glob("*.mp4"))[:3]:
+            (tmp_path / "actions" / name / video.name).symlink_to(video)
+    corrupt = test_data / "videos" / "decord_corrupted.mp4"
+    (tmp_path / "actions" / "run" / corrupt.name).symlink_to(corrupt)
+    return tmp_path / "actions"
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:
+    capsys.readouterr()
+    assert main([*arguments, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_doctor_tells_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    report = run_json(capsys, "doctor")
+    assert report["torch"] == torch.__version__
+    assert {row["name"] for row in report["backends"]} >= {"cpu", "eager"}
+    assert all(row["available"] or row["reason"] for row in report["backends"])
+    assert report["native"]["loaded"] or report["native"]["reason"]
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert torch.__version__ in text
+    assert all(row["name"] in text for row in report["backends"])
+
+
+def test_info_gives_the_published_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    info = run_json(capsys, "info", "r2plus1d_18")
+    assert info["r2plus1d_18"]["parameters"] == 33_370_839
+    assert round(info["r2plus1d_18"]["gmacs"], 2) == 20.75
+    assert main(["info", "r2plus1d_18", "--midplanes", "torchvision", "--layers"]) == 0
+    text = capsys.readouterr().out
+    assert "31,505,325" in text
+    assert "layer4.1.conv2.0.3" in text
+    assert set(run_json(capsys, "info")) >= {"r2plus1d_18", "r2plus1d_34", "fr2d_18"}
+
+
+def test_predict_every_file_and_fail_for_bad_ones(
+    checkpoint: Path, test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"\0" * 100)
+    files = [bad, *sorted((test_data / "videos").iterdir()), tmp_path / "missing.mp4"]
+    arguments = ["predict", *map(str, files), "--checkpoint", str(checkpoint), "--clips", "2"]
+    strips = tmp_path / "strips"
+    results = run_json(capsys, *arguments, "--filmstrip", str(strips), code=1)
+    assert [result["path"] for result in results] == list(map(str, files))
+    good = [result for result in results if "error" not in result]
+    assert len(good) == 6
+    assert all("error" in results[i] for i in (0, -1))
+    for result in good:
+        assert sum(row["score"] for row in result["top"]) == pytest.approx(1.0, abs=1e-5)
+        assert (strips / f"{Path(result['path']).stem}.png").read_bytes()[:4] == PNG
+    assert len(list(strips.iterdir())) == 6
+
+
+def test_predict_prints_tables_and_one_error_line(
+    checkpoint: Path, test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = next((test_data / "weizmann" / "run").glob("*.mp4"))
+    arguments = ["predict", str(video), str(tmp_path / "no.mp4"), "--checkpoint", str(checkpoint)]
+    assert main([*arguments, "--clips", "1", "--topk", "2"]) == 1
+    captured = capsys.readouterr()
+    lines = captured.out.split("\n")
+    assert str(video) in lines
+    assert sum(line.endswith("%") for line in lines) == 2
+    errors = captured.err.strip().splitlines()
+    assert len(errors) == 1
+    assert "no.mp4" in errors[0]
+
+
+def test_filmstrips_of_equal_names_do_not_overwrite(
+    checkpoint: Path, test_data: Path, tmp_path: Path
+) -> None:
+    video = next((test_data / "weizmann" / "run").glob("*.mp4"))
+    (tmp_path / video.name).symlink_to(video)
+    arguments = ["predict", str(video), str(tmp_path / video.name), "--clips", "1"]
+    strips = tmp_path / "strips"
+    assert main([*arguments, "--checkpoint", str(checkpoint), "--filmstrip", str(strips)]) == 0
+    assert sorted(path.name for path in strips.iterdir()) == [
+        f"{video.stem}-2.png",
+        f"{video.stem}.png",
+    ]
+
+
+def test_train_eval_predict(
+    actions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    options = "--clip-len 4 --resize 40x50 --crop 32x32 --batch-size 4 --val-clips 2 --lr 0.001"
+    arguments = ["train", str(actions), "--out", str(out), *options.split()]
+    assert main([*arguments, "--epochs", "1", "--val-fraction", "0.34"]) == 0
+    assert (out / "curves.png").read_bytes()[:4] == PNG
+    assert len((out / "history.jsonl").read_text().splitlines()) == 1
+    assert main([*arguments, "--epochs", "1", "--val-fraction", "0.34"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    resumed = [*arguments, "--epochs", "2", "--val-fraction", "0.34", "--resume"]
+    assert main(resumed) == 0
+    assert len((out / "history.jsonl").read_text().splitlines()) == 2
+    best = str(out / "best.safetensors")
+    result = run_json(capsys, "eval", str(actions), "--checkpoint", best, "--clips", "2")
+    assert result["classes"] == CLASSES
+    assert result["videos"] == 10
+    assert result["clips"] == 20
+    assert [sum(row) for row in result["confusion"]] == [3, 4, 3]
+
+
+def test_eval_leaves_out_what_cannot_be_decoded(
+    checkpoint: Path, actions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (actions / "bend" / "text.mp4").write_text("no video")
+    arguments = ["eval", str(actions), "--checkpoint", str(checkpoint), "--clips", "1"]
+    result = run_json(capsys, *arguments)
+    assert [Path(row["path"]).name for row in result["failed"]] == ["text.mp4"]
+    assert result["videos"] == 10
+    assert main([*arguments, "--confusion"]) == 0
+    text = capsys.readouterr().out
+    assert "clip@1" in text and "left out: " in text and "wave1" in text
+
+
+def test_eval_refuses_classes_the_network_lacks(
+    checkpoint: Path, actions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (actions / "run").rename(actions / "flying")
+    assert main(["eval", str(actions), "--checkpoint", str(checkpoint)]) == 2
+    assert "flying" in capsys.readouterr().err
+
+
+def test_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "r21d", "info", "r2plus1d_18", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["r2plus1d_18"]["last_conv"] == [1, 7, 7]
+
+
+def test_tables_are_aligned() -> None:
+    lines = plain_table(("name", "n"), [("a", "1"), ("long name", "1000")], right=(1,))
+    assert lines == ["name          n", "a             1", "long name  1000"]

@@ -1,0 +1,52 @@
+"""The code in README.md runs as it stands (about 20 s)."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torchvision_oracle
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_there_is_code() -> None:
+    assert len(blocks("python")) >= 3
+    assert len(blocks("sh")) == 1
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[-1][:30])
+def test_python(code: str) -> None:
+    if "torchvision" in code:
+        try:
+            torchvision_oracle.load()
+        except ImportError as error:
+            pytest.skip(str(error))
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The three commands, on videos made here, at a size that takes seconds."""
+    from r21d.cli import main
+    from r21d.video.motion import write_motion_dataset
+
+    monkeypatch.chdir(tmp_path)
+    write_motion_dataset(
+        tmp_path / "motion", clips_per_class_train=2, clips_per_class_val=1, size=32, frames=12
+    )
+    (tmp_path / "motion" / "train").rename(tmp_path / "videos")
+    (tmp_path / "motion" / "val" / "zoom_in" / "0000.mp4").rename(tmp_path / "new.mp4")
+    small = {"train": ["--crop", "32x32", "--resize", "32x32", "--epochs", "1"]}
+    for line in blocks("sh")[0].splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "r21d"
+        assert main([*arguments, *small.get(arguments[0], [])]) == 0, line
+    assert (tmp_path / "runs" / "first" / "best.safetensors").exists()
+    assert (tmp_path / "new.png").stat().st_size > 0
