@@ -11,18 +11,24 @@ enum class Dtype { kFloat32, kBFloat16 };
 // The widest block of output channels of one gemm call, in vectors.
 inline constexpr int kMaxVectors = 3;
 
-// c[pixels][vectors * lanes] (+)= sum over units of a[pixel][unit] * b[unit][channel].
+// Rows of operand a that one gemm call reads: rows of the spatial kernel, or frames.
+inline constexpr int kMaxRows = 8;
+
+// c[pixels][vectors * lanes] (+)= sum over rows and units of a[row][pixel][unit] *
+// b[row][unit][channel].
 //
 // A *unit* is 32 bits of operand a: one float32, or two consecutive bfloat16 channels where the
-// instruction set multiplies those in pairs. b holds, for each unit, `vectors * lanes` units. c is
-// float32, rows of `vectors * lanes`; the sum is made apart and then added to it, which keeps the
-// chains of additions, and so their rounding error, short.
+// instruction set multiplies those in pairs. b holds, for each unit, `vectors * lanes` units, and
+// row after row. c is float32, rows of `vectors * lanes`; the sum is made apart and then added to
+// it, which keeps the chains of additions, and so their rounding error, short.
 struct Gemm {
   int pixels;
   int vectors;
-  int64_t units;
-  const uint32_t* a;
-  int64_t a_pixel_stride;  // in units
+  int rows;
+  int64_t units;             // of each row
+  const uint32_t* const* a;  // where each row begins
+  int64_t a_offset;          // of the first pixel in each row, in units
+  int64_t a_pixel_stride;    // in units
   const uint32_t* b;
   float* c;
   bool accumulate;

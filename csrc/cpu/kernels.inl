@@ -21,6 +21,7 @@ constexpr int kMaxPixels = R21D_MAX_PIXELS;
 
 // aligned(4): loads and stores through it are unaligned ones; may_alias: it reads any buffer.
 typedef float Vector __attribute__((vector_size(4 * R21D_LANES), aligned(4), may_alias));
+typedef uint16_t Half __attribute__((may_alias));
 typedef uint32_t Bits __attribute__((vector_size(4 * R21D_LANES), aligned(4), may_alias));
 
 inline Vector load(const void* p) {
@@ -96,21 +97,24 @@ template <class Multiply, int kPixels, int kVectors>
 void gemm_tile(const Gemm& g) {
   Vector c[kPixels][kVectors] = {};
   const uint32_t* b = g.b;
-  for (int64_t unit = 0; unit < g.units; ++unit) {
-    Vector row[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      row[v] = load(b + v * kLanes);
-    }
-#pragma GCC unroll 16
-    for (int p = 0; p < kPixels; ++p) {
-      const uint32_t pixel = g.a[p * g.a_pixel_stride + unit];
+  for (int r = 0; r < g.rows; ++r) {
+    const uint32_t* a = g.a[r] + g.a_offset;
+    for (int64_t unit = 0; unit < g.units; ++unit) {
+      Vector row[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        c[p][v] = Multiply::apply(pixel, row[v], c[p][v]);
+        row[v] = load(b + v * kLanes);
       }
+#pragma GCC unroll 16
+      for (int p = 0; p < kPixels; ++p) {
+        const uint32_t pixel = a[p * g.a_pixel_stride + unit];
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          c[p][v] = Multiply::apply(pixel, row[v], c[p][v]);
+        }
+      }
+      b += kVectors * kLanes;
     }
-    b += kVectors * kLanes;
   }
   float* out = g.c;
 #pragma GCC unroll 16
@@ -188,14 +192,13 @@ void fill_units(int channels_per_unit, int64_t channels, uint32_t* units, Value 
     }
     return;
   }
-  const int64_t whole = channels / 2;
-  for (int64_t i = 0; i < whole; ++i) {
-    const uint32_t low = BFloat16::narrow(value(2 * i));
-    const uint32_t high = BFloat16::narrow(value(2 * i + 1));
-    units[i] = low | (high << 16);
+  // The instruction sets that multiply pairs are little-endian: units are the channels in order.
+  auto* halves = reinterpret_cast<Half*>(units);
+  for (int64_t i = 0; i < channels; ++i) {
+    halves[i] = BFloat16::narrow(value(i));
   }
   if (channels % 2 != 0) {
-    units[whole] = BFloat16::narrow(value(channels - 1));
+    halves[channels] = 0;
   }
 }
 

@@ -64,69 +64,97 @@ void copy_row(
       row + real * taps, 0, static_cast<size_t>((channels - real) * taps) * sizeof(Element));
 }
 
-// Writes dest[tap][unit][lane] for one block of outputs and the inputs `ins`, `kChannels` inputs a
-// unit; `put(low, high)` makes a unit, `high` being zero where there is no second channel.
-template <class Element, int kChannels, class Put>
-void pack_panel(
-    const Source& source,
-    const Block& block,
-    int64_t width,
-    const Range& ins,
-    uint32_t* dest,
-    Put put) {
-  const auto* weights = static_cast<const Element*>(source.data) + block.first * source.out_stride;
+// What one gemm panel is packed from and where to: [tap][unit][lane] at `dest`, for one block of
+// outputs and the inputs `ins`.
+struct Panel {
+  Block block;
+  Range ins;
+  uint32_t* dest;
+};
+
+// Units that one item packs, and taps that it handles at a time.
+struct Run {
+  int64_t units, taps;
+};
+
+Run run_of(const Source& source, int unit_channels) {
   const int64_t taps = static_cast<int64_t>(source.taps.size());
-  const int64_t units = ceil_div(ins.size(), kChannels);
-  const int64_t tap_run = taps < kRun / kChannels ? taps : kRun / kChannels;
-  const int64_t unit_run = kRun / kChannels / tap_run;
-  Element rows[kMaxWidth][kRun] = {};
-  for (int64_t unit = 0; unit < units; unit += unit_run) {
-    const int64_t unit_end = unit + unit_run < units ? unit + unit_run : units;
-    for (int64_t tap = 0; tap < taps; tap += tap_run) {
-      const int64_t here = tap + tap_run < taps ? tap_run : taps - tap;
-      for (int64_t lane = 0; lane < block.channels; ++lane) {
-        const Element* out = weights + lane * source.out_stride;
-        const int64_t in = ins.begin + unit * kChannels;
-        const int64_t channels = (unit_end - unit) * kChannels;
-        copy_row(source, out, in, channels, ins.end, tap, here, rows[lane]);
-      }
-      for (int64_t j = 0; j < here; ++j) {
-        for (int64_t u = unit; u < unit_end; ++u) {
-          uint32_t* row = dest + ((tap + j) * units + u) * width;
-          const int64_t low = (u - unit) * kChannels * here + j;
-          const int64_t high = low + (kChannels - 1) * here;
-          for (int64_t lane = 0; lane < width; ++lane) {
-            row[lane] = put(rows[lane][low], rows[lane][high]);
-          }
+  const int64_t most = kRun / unit_channels;
+  const int64_t tap_run = taps < most ? taps : most;
+  return {most / tap_run, tap_run};
+}
+
+// Packs units [first, end) of a panel, `kChannels` inputs a unit; `put(low, high)` makes a unit,
+// `high` being zero where there is no second channel.
+template <class Element, int kChannels, class Put>
+void pack_units(const Source& source, const Panel& panel, int lanes, const Range& which, Put put) {
+  const Block& block = panel.block;
+  const auto* weights = static_cast<const Element*>(source.data) + block.first * source.out_stride;
+  const int64_t width = int64_t{block.vectors} * lanes;
+  const int64_t taps = static_cast<int64_t>(source.taps.size());
+  const int64_t units = ceil_div(panel.ins.size(), kChannels);
+  const int64_t in = panel.ins.begin + which.begin * kChannels;
+  const int64_t tap_run = run_of(source, kChannels).taps;
+  Element rows[kMaxWidth][kRun];
+  for (int64_t lane = block.channels; lane < width; ++lane) {
+    std::memset(rows[lane], 0, sizeof rows[lane]);
+  }
+  for (int64_t tap = 0; tap < taps; tap += tap_run) {
+    const int64_t here = tap + tap_run < taps ? tap_run : taps - tap;
+    for (int64_t lane = 0; lane < block.channels; ++lane) {
+      const Element* out = weights + lane * source.out_stride;
+      copy_row(source, out, in, which.size() * kChannels, panel.ins.end, tap, here, rows[lane]);
+    }
+    for (int64_t j = 0; j < here; ++j) {
+      for (int64_t u = which.begin; u < which.end; ++u) {
+        uint32_t* row = panel.dest + ((tap + j) * units + u) * width;
+        const int64_t low = (u - which.begin) * kChannels * here + j;
+        const int64_t high = low + (kChannels - 1) * here;
+        for (int64_t lane = 0; lane < width; ++lane) {
+          row[lane] = put(rows[lane][low], rows[lane][high]);
         }
       }
     }
   }
 }
 
-void pack_panel(
-    const Source& source,
-    const Block& block,
-    const Isa& isa,
-    Dtype dtype,
-    const Range& ins,
-    uint32_t* dest) {
-  const int64_t width = int64_t{block.vectors} * isa.lanes;
+void pack_units(
+    const Source& source, const Panel& panel, const Isa& isa, Dtype dtype, const Range& which) {
   if (dtype == Dtype::kFloat32) {
     const auto put = [](uint32_t bits, uint32_t) { return bits; };
-    pack_panel<uint32_t, 1>(source, block, width, ins, dest, put);
+    pack_units<uint32_t, 1>(source, panel, isa.lanes, which, put);
   } else if (isa.unit_channels(dtype) == 1) {
     const auto put = [](uint16_t bits, uint16_t) { return uint32_t{bits} << 16; };
-    pack_panel<uint16_t, 1>(source, block, width, ins, dest, put);
+    pack_units<uint16_t, 1>(source, panel, isa.lanes, which, put);
   } else {
     const auto put = [](uint16_t low, uint16_t high) { return low | (uint32_t{high} << 16); };
-    pack_panel<uint16_t, 2>(source, block, width, ins, dest, put);
+    pack_units<uint16_t, 2>(source, panel, isa.lanes, which, put);
   }
 }
 
-int64_t workers_for(int64_t items) {
+// Packs all panels; an item is one run of units of one panel, so that few panels keep all threads
+// busy.
+void pack_panels(
+    const Source& source, const std::vector<Panel>& panels, const Isa& isa, Dtype dtype) {
+  const int unit_channels = isa.unit_channels(dtype);
+  const int64_t run = run_of(source, unit_channels).units;
+  int64_t most = 0;
+  for (const Panel& panel : panels) {
+    const int64_t units = ceil_div(panel.ins.size(), unit_channels);
+    most = units > most ? units : most;
+  }
+  const int64_t runs = ceil_div(most, run);
+  const int64_t items = static_cast<int64_t>(panels.size()) * runs;
   const int64_t threads = torch::stable::get_num_threads();
-  return threads < items ? threads : items;
+  for_each_item(items, threads < items ? threads : items, [&](int64_t, int64_t item) {
+    const Panel& panel = panels[static_cast<size_t>(item / runs)];
+    const int64_t units = ceil_div(panel.ins.size(), unit_channels);
+    const int64_t begin = item % runs * run;
+    const int64_t end = begin + run < units ? begin + run : units;
+    if (begin < end) {
+      pack_units(source, panel, isa, dtype, Range{begin, end});
+    }
+  });
 }
 
 }  // namespace
@@ -146,11 +174,12 @@ SpatialWeights pack_spatial(const Tensor& weight, const Isa& isa, Dtype dtype) {
     }
   }
   const Source source = make_source(weight, std::move(offsets));
-  for_each_item(blocks.count(), workers_for(blocks.count()), [&](int64_t, int64_t i) {
+  std::vector<Panel> panels;
+  for (int64_t i = 0; i < blocks.count(); ++i) {
     const Block block = blocks[i];
-    uint32_t* dest = data + block.first * kh * kw * units;
-    pack_panel(source, block, isa, dtype, Range{0, channels}, dest);
-  });
+    panels.push_back({block, {0, channels}, data + block.first * kh * kw * units});
+  }
+  pack_panels(source, panels, isa, dtype);
   return {storage, data, kw * units};
 }
 
@@ -169,19 +198,19 @@ TemporalWeights pack_temporal(
   }
   const Source source = make_source(weight, std::move(offsets));
   const TemporalWeights packed{storage, data, taps, outs.padded()};
-  const int64_t slices = ceil_div(mids.count(), slice_blocks);
-  const int64_t items = slices * outs.count();
-  for_each_item(items, workers_for(items), [&](int64_t, int64_t item) {
-    const int64_t slice = item / outs.count();
-    const Block out = outs[item % outs.count()];
-    const int64_t last = (slice + 1) * slice_blocks;
-    const int64_t begin = mids[slice * slice_blocks].first;
+  std::vector<Panel> panels;
+  for (int64_t first = 0; first < mids.count(); first += slice_blocks) {
+    const int64_t last = first + slice_blocks;
+    const int64_t begin = mids[first].first;
     const int64_t end = last < mids.count() ? mids[last].first : weight.size(1);
-    const int64_t first_unit = begin / unit_channels;
     const int64_t slice_units = ceil_div(end - begin, unit_channels);
-    uint32_t* dest = data + (packed.panel(first_unit, slice_units, out) - data);
-    pack_panel(source, out, isa, dtype, Range{begin, end}, dest);
-  });
+    for (int64_t i = 0; i < outs.count(); ++i) {
+      const Block out = outs[i];
+      const int64_t offset = packed.offset(begin / unit_channels, slice_units, out);
+      panels.push_back({out, {begin, end}, data + offset});
+    }
+  }
+  pack_panels(source, panels, isa, dtype);
   return packed;
 }
 

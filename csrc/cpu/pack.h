@@ -28,9 +28,9 @@ struct TemporalWeights {
   int64_t taps;
   int64_t out_padded;
 
-  // The panel of one block of O for the slice of `units` that begins at unit `first`.
-  const uint32_t* panel(int64_t first, int64_t units, const Block& block) const {
-    return data + first * taps * out_padded + block.first * taps * units;
+  // Where the panel of one block of O begins, for the slice of `units` from unit `first` on.
+  int64_t offset(int64_t first, int64_t units, const Block& block) const {
+    return first * taps * out_padded + block.first * taps * units;
   }
 };
 

@@ -107,8 +107,9 @@ Tile choose_tile(
       break;
     }
     const int64_t rounds = ceil_div(clips * tile.count(), machine.threads);
-    const double cycles =
-        static_cast<double>(rounds) * frame_cycles(machine, tile, macs_per_pixel, weight_bytes);
+    // At the end of a call the other workers wait for half a tile on average.
+    const double turns = static_cast<double>(rounds) + (machine.threads > 1 ? 0.5 : 0.0);
+    const double cycles = turns * frame_cycles(machine, tile, macs_per_pixel, weight_bytes);
     if (height == 1 || cycles < best_cycles) {
       best = tile;
       best_cycles = cycles;

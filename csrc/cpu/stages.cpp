@@ -6,8 +6,38 @@ namespace r21d::cpu {
 namespace {
 
 // Units that one gemm call adds up in a chain, so that its rounding error stays that of a short
-// sum; at three vectors of AVX-512 their weights take 48 KB, an L1.
-constexpr int64_t kMaxRun = 256;
+// sum; at three vectors of AVX-512 their weights take 54 KB, about an L1.
+constexpr int64_t kMaxChain = 288;
+
+// Rows are joined in one chain up to this length: shorter in float32, whose rounding error shows in
+// the result, than in bfloat16, where the kernel rows of conv2_x (3 x 96 units) make one chain.
+int64_t joined_chain(int unit_channels) {
+  return unit_channels == 2 ? kMaxChain : 160;
+}
+
+// A part of a reduction over rows of units: several rows whole, or a run of units of one row.
+struct Chain {
+  int64_t row, rows, unit, units;
+};
+
+// Cuts the reduction into chains and runs body(chain) on each, in order.
+template <class Body>
+void for_each_chain(int64_t rows, int64_t units, int unit_channels, const Body& body) {
+  if (units > kMaxChain) {
+    const Runs runs(units, kMaxChain);
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t i = 0; i < runs.size(); ++i) {
+        body(Chain{row, 1, runs.begin(i), runs.begin(i + 1) - runs.begin(i)});
+      }
+    }
+    return;
+  }
+  const int64_t joined = joined_chain(unit_channels) / units;
+  const int64_t fit = joined < 1 ? 1 : (joined < kMaxRows ? joined : kMaxRows);
+  for (int64_t row = 0; row < rows; row += fit) {
+    body(Chain{row, row + fit < rows ? fit : rows - row, 0, units});
+  }
+}
 
 void (*gemm_of(const Isa& isa, Dtype dtype))(const Gemm&) {
   return isa.unit_channels(dtype) == 2 ? isa.gemm_bfloat16 : isa.gemm_float32;
@@ -62,26 +92,27 @@ void SpatialStage::multiply(
   gemm.a_pixel_stride = g.sw * units;
   const uint32_t* panel = weights.block(block, g.kh);
   const auto multiply = gemm_of(isa, dtype);
-  // One run of a kernel row at a time: its weights stay in L1 for all pixels of the tile.
-  for (int64_t dy = 0; dy < g.kh; ++dy) {
-    const Runs unit_runs(weights.row_units, kMaxRun);
-    for (int64_t part = 0; part < unit_runs.size(); ++part) {
-      const int64_t unit = unit_runs.begin(part);
-      gemm.units = unit_runs.begin(part + 1) - unit;
-      gemm.b = panel + (dy * weights.row_units + unit) * width;
-      gemm.accumulate = dy > 0 || part > 0;
-      for (int64_t y = 0; y < rect.height; ++y) {
-        const uint32_t* row = band + (y * g.sh + dy) * row_units + unit;
-        for (int64_t run = 0; run < runs.size(); ++run) {
-          const int64_t x = runs.begin(run);
-          gemm.pixels = static_cast<int>(runs.begin(run + 1) - x);
-          gemm.a = row + x * gemm.a_pixel_stride;
-          gemm.c = c + (y * rect.width + x) * width;
-          multiply(gemm);
-        }
+  // One chain at a time: its weights stay in L1 for all pixels of the tile.
+  for_each_chain(g.kh, weights.row_units, isa.unit_channels(dtype), [&](const Chain& chain) {
+    const uint32_t* kernel_rows[kMaxRows];
+    gemm.rows = static_cast<int>(chain.rows);
+    gemm.units = chain.units;
+    gemm.a = kernel_rows;
+    gemm.b = panel + (chain.row * weights.row_units + chain.unit) * width;
+    gemm.accumulate = chain.row > 0 || chain.unit > 0;
+    for (int64_t y = 0; y < rect.height; ++y) {
+      for (int64_t i = 0; i < chain.rows; ++i) {
+        kernel_rows[i] = band + (y * g.sh + chain.row + i) * row_units + chain.unit;
+      }
+      for (int64_t run = 0; run < runs.size(); ++run) {
+        const int64_t x = runs.begin(run);
+        gemm.pixels = static_cast<int>(runs.begin(run + 1) - x);
+        gemm.a_offset = x * gemm.a_pixel_stride;
+        gemm.c = c + (y * rect.width + x) * width;
+        multiply(gemm);
       }
     }
-  }
+  });
 }
 
 void TemporalStage::multiply(
@@ -96,30 +127,36 @@ void TemporalStage::multiply(
   const int64_t width = int64_t{block.vectors} * isa.lanes;
   const int64_t first = g.first_frame(frame);
   const int64_t end = g.end_frame(frame);
-  const uint32_t* panel = weights.panel(first_unit, units, block);
+  if (first >= end && !accumulate) {
+    // The output frame lies in the padding altogether.
+    std::memset(c, 0, static_cast<size_t>(pixels * width) * sizeof(float));
+    return;
+  }
+  const int64_t first_tap = first - (frame * g.st - g.pt);
+  const uint32_t* panel = weights.data + weights.offset(first_unit, units, block);
   const Runs runs(pixels, isa.max_pixels);
   const auto multiply = gemm_of(isa, dtype);
   Gemm gemm{};
   gemm.vectors = block.vectors;
   gemm.a_pixel_stride = ring.pixel_units;
-  const Runs unit_runs(units, kMaxRun);
-  // Once at least: an output frame that lies in the padding altogether is zero, not untouched.
-  for (int64_t f = first; f == first || f < end; ++f) {
-    const int64_t tap = f - (frame * g.st - g.pt);
-    for (int64_t part = 0; part < unit_runs.size(); ++part) {
-      const int64_t unit = unit_runs.begin(part);
-      gemm.units = f < end ? unit_runs.begin(part + 1) - unit : 0;
-      gemm.b = panel + (tap * units + unit) * width;
-      gemm.accumulate = accumulate || f > first || part > 0;
-      for (int64_t run = 0; run < runs.size(); ++run) {
-        const int64_t p = runs.begin(run);
-        gemm.pixels = static_cast<int>(runs.begin(run + 1) - p);
-        gemm.a = ring.slot(f) + p * ring.pixel_units + unit;
-        gemm.c = c + p * width;
-        multiply(gemm);
-      }
+  for_each_chain(end - first, units, isa.unit_channels(dtype), [&](const Chain& chain) {
+    const uint32_t* frames[kMaxRows];
+    for (int64_t i = 0; i < chain.rows; ++i) {
+      frames[i] = ring.slot(first + chain.row + i) + chain.unit;
     }
-  }
+    gemm.rows = static_cast<int>(chain.rows);
+    gemm.units = chain.units;
+    gemm.a = frames;
+    gemm.b = panel + ((first_tap + chain.row) * units + chain.unit) * width;
+    gemm.accumulate = accumulate || chain.row > 0 || chain.unit > 0;
+    for (int64_t run = 0; run < runs.size(); ++run) {
+      const int64_t p = runs.begin(run);
+      gemm.pixels = static_cast<int>(runs.begin(run + 1) - p);
+      gemm.a_offset = p * ring.pixel_units;
+      gemm.c = c + p * width;
+      multiply(gemm);
+    }
+  });
 }
 
 Dtype dtype_of(const Tensor& x, const char* name) {
