@@ -14,6 +14,14 @@ inline Vector multiply_pairs(uint32_t a, Vector b, Vector c) {
       reinterpret_cast<__m512bh>(b)));
 }
 
+// 16 float32 as bfloat16 in order: 8 units.
+template <class Vector>
+inline void narrow_vector(Vector value, uint32_t* units) {
+  _mm256_storeu_si256(
+      reinterpret_cast<__m256i*>(units),
+      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(value))));
+}
+
 }  // namespace
 }  // namespace r21d::cpu
 

@@ -6,7 +6,7 @@
 // AVX-512 code on a machine without it.
 //
 // Needs: R21D_LANES, R21D_MAX_PIXELS, R21D_PAIRS (1 where bfloat16 is multiplied in pairs by
-// multiply_pairs) and R21D_ISA, the table's name.
+// multiply_pairs and made by narrow_vector) and R21D_ISA, the table's name.
 
 #include <cstddef>
 #include <cstring>
@@ -209,6 +209,15 @@ void norm_relu_units(
     const float* shift,
     int64_t channels,
     uint32_t* units) {
+#if R21D_PAIRS
+  if (channels_per_unit == 2 && channels % kLanes == 0) {
+    for (int64_t i = 0; i < channels; i += kLanes) {
+      const Vector z = load(c + i) * load(scale + i) + load(shift + i);
+      narrow_vector(z <= 0.0f ? Vector{} : z, units + i / 2);
+    }
+    return;
+  }
+#endif
   fill_units(channels_per_unit, channels, units, [=](int64_t i) {
     return relu(c[i] * scale[i] + shift[i]);
   });
