@@ -4,7 +4,7 @@
 # make lint    style and types;  make format  fixes style
 #
 # VENV, TORCH and TORCHVISION can be set: make test TORCH=torch==2.12.0. A torch that is already in
-# VENV is used as it is.
+# VENV is used as it is; `make clean` removes VENV.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -15,7 +15,9 @@ export R21D_CUDA
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py
+# The folders as well: a file that is removed changes them.
+NATIVE := $(shell find csrc) CMakeLists.txt setup.py
+STYLED := $(shell find csrc -type f)
 SOURCES := r21d_ops python benchmarks tests docs setup.py
 
 .DELETE_ON_ERROR:
@@ -34,15 +36,15 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(NATIVE))
+	$(BIN)/clang-format --dry-run --Werror $(STYLED)
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
-	$(BIN)/clang-format -i $(filter csrc/%,$(NATIVE))
+	$(BIN)/clang-format -i $(STYLED)
 
 clean:
-	rm -rf build demo $(VENV)
+	rm -rf build demo r21d_ops/_native.so r21d.egg-info $(VENV)
 
 $(VENV)/torch.stamp:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

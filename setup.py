@@ -19,6 +19,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 BUILD = ROOT / "build" / "native"
+IN_PLACE = ROOT / "r21d_ops" / "_native.so"
 
 
 class NativeLibrary(Extension):
@@ -38,16 +39,23 @@ class CMakeBuild(build_ext):
         wanted = os.environ.get("R21D_NATIVE", "auto")
         if wanted not in ("auto", "0", "1"):
             raise SystemExit(f"R21D_NATIVE must be auto, 0 or 1, not {wanted!r}")
+        # A library of an earlier build must not pass for this one's.
+        Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+        if self.editable_mode:
+            IN_PLACE.unlink(missing_ok=True)
         if wanted == "0":
-            ext.optional = True
-            print("r21d: R21D_NATIVE=0, no native library", file=sys.stderr)
+            self._leave_out(ext, "R21D_NATIVE=0")
             return
         try:
             self._build(ext)
         except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
             if wanted == "1":
                 raise
-            print(f"r21d: installing without the native library: {error}", file=sys.stderr)
+            self._leave_out(ext, str(error))
+
+    def _leave_out(self, ext: Extension, reason: str) -> None:
+        ext.optional = True  # so that nothing asks for the missing file
+        print(f"r21d: installing without the native library: {reason}", file=sys.stderr)
 
     def _build(self, ext: Extension) -> None:
         torch = importlib.util.find_spec("torch")
@@ -67,6 +75,8 @@ class CMakeBuild(build_ext):
             "Ninja",
             f"-DR21D_TORCH_DIR={torch.submodule_search_locations[0]}",
             f"-DR21D_CUDA={os.environ.get('R21D_CUDA', 'auto')}",
+            # The build folder outlives an isolated build environment and the Ninja in it.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
         ]
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(BUILD)], check=True)

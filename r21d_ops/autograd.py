@@ -93,7 +93,7 @@ def fold_norm(
 
 
 class Conv2Plus1DFunction(Function):
-    """y, and with batch statistics the mean and unbiased variance of u for the running ones."""
+    """y, and with batch statistics the mean, unbiased variance and values a channel of u."""
 
     @staticmethod
     def forward(
@@ -111,7 +111,7 @@ class Conv2Plus1DFunction(Function):
         recompute: bool,
         backend: str,
         group: dist.ProcessGroup | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ops = get_backend(backend)
         batch_statistics = frozen_mean is None or frozen_var is None
         u, mean, m2 = ops.spatial_forward(x, spatial_weight, stride, padding, batch_statistics)
@@ -127,7 +127,7 @@ class Conv2Plus1DFunction(Function):
         else:
             assert frozen_mean is not None and frozen_var is not None
             mean, variance = frozen_mean.to(wide), frozen_var.to(wide)
-            count = unbiased = u.new_empty(0, dtype=wide)
+            count, unbiased = u.new_empty(0, dtype=wide), u.new_empty(0, dtype=wide)
         invstd = torch.rsqrt(variance + eps)
         scale, shift = _vectors(mean, invstd, bn_weight, bn_bias)
         y = ops.temporal_forward(u, scale, shift, temporal_weight, stride, padding)
@@ -145,11 +145,12 @@ class Conv2Plus1DFunction(Function):
         )
         ctx.stride, ctx.padding, ctx.backend, ctx.group = stride, padding, backend, group
         ctx.batch_statistics = batch_statistics
-        # With frozen statistics the first of these would be an input of the Function itself.
-        mean = mean.detach().clone()
-        ctx.mark_non_differentiable(mean, unbiased)
+        # Copies: with frozen statistics the mean would be an input of the Function itself, and what
+        # is saved must not be an output that the caller may change.
+        mean, count = mean.detach().clone(), count.detach().clone()
+        ctx.mark_non_differentiable(mean, unbiased, count)
         ctx.set_materialize_grads(False)
-        return y, mean, unbiased
+        return y, mean, unbiased, count
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:

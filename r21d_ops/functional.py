@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from r21d_ops.autograd import Conv2Plus1DFunction, fold_norm
-from r21d_ops.backends import choose, get_backend
+from r21d_ops.backends import BackendError, choose, forced_name, get_backend
 from r21d_ops.problem import Problem, Triple, output_size, triple
 
 #: Kernels index with 32 bits within one clip; larger clips are refused.
 _MAX_CLIP_ELEMENTS = 2**31 - 1
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def conv2plus1d(
@@ -73,11 +77,24 @@ def conv2plus1d(
 
     Raises:
         ValueError: an argument's rank, size, dtype or device does not fit; the message names it.
-        RuntimeError: the backend asked for cannot run; the message says why.
+        BackendError: the backend asked for cannot run; the message says why.
+
+    Gradients cannot be differentiated again. Forward-mode AD (``torch.func.jvp``) is served by
+    ``eager``, with frozen statistics; ``torch.func.grad`` and ``vmap`` over training, and
+    TorchScript, are not supported.
     """
+    for name, tensor in (
+        ("x", x),
+        ("spatial_weight", spatial_weight),
+        ("temporal_weight", temporal_weight),
+        ("residual", residual),
+    ):
+        _check_is_tensor(name, tensor, optional=name == "residual")
     x, spatial_weight, temporal_weight, residual = autocast(
         x, spatial_weight, temporal_weight, residual
     )
+    _check_number("eps", eps, least=0.0)
+    _check_number("momentum", momentum)
     problem = check_arguments(
         x,
         spatial_weight,
@@ -142,6 +159,13 @@ def run(
 ) -> Tensor:
     """:func:`conv2plus1d` after its checks; ``group`` is the process group of a SyncBatchNorm."""
     name = choose(problem, backend)
+    if name != "eager" and _has_tangent(
+        x, spatial_weight, temporal_weight, running_mean, running_var, bn_weight, bn_bias, residual
+    ):
+        # The operators of the library would drop the tangent without a word.
+        if forced_name(backend) is not None:
+            raise BackendError(f"backend {name!r} does not serve forward-mode AD; eager does")
+        name = "eager"
     inputs = (x, spatial_weight, temporal_weight, bn_weight, bn_bias)
     differentiable = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (*inputs, out_scale, out_shift, residual)
@@ -166,7 +190,7 @@ def run(
 
     if batch_statistics and group is None:
         _check_enough_values(problem)
-    y, mean, unbiased = Conv2Plus1DFunction.apply(
+    y, mean, unbiased, values = Conv2Plus1DFunction.apply(
         *inputs,
         None if batch_statistics else running_mean,
         None if batch_statistics else running_var,
@@ -178,8 +202,15 @@ def run(
         group,
     )
     if batch_statistics and running_mean is not None and running_var is not None:
-        _update_running(running_mean, running_var, mean, unbiased, momentum, problem, group)
+        _update_running(running_mean, running_var, mean, unbiased, values, momentum)
     return _epilogue(y, out_scale, out_shift, residual, relu)
+
+
+def _has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether a tensor carries a tangent of forward-mode AD."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return False
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def _wide(vector: Tensor | None, like: Tensor) -> Tensor | None:
@@ -209,19 +240,13 @@ def _update_running(
     running_var: Tensor,
     mean: Tensor,
     unbiased: Tensor,
+    values: Tensor,
     momentum: float,
-    problem: Problem,
-    group: dist.ProcessGroup | None,
 ) -> None:
     """Exponential moving averages, in place. An empty batch teaches nothing and changes nothing."""
-    if group is None and problem.batch == 0:
-        return
-    if group is not None:
-        # The processes of a SyncBN group may all be empty, which only the merged values tell.
-        mean = torch.where(mean.isnan() & unbiased.isnan(), running_mean.to(mean.dtype), mean)
-        unbiased = torch.where(unbiased.isnan(), running_var.to(unbiased.dtype), unbiased)
-    running_mean.mul_(1 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
-    running_var.mul_(1 - momentum).add_(unbiased.to(running_var.dtype), alpha=momentum)
+    for running, new in ((running_mean, mean), (running_var, unbiased)):
+        updated = running * (1 - momentum) + new.to(running.dtype) * momentum
+        running.copy_(torch.where(values > 0, updated, running))
 
 
 def _check_enough_values(problem: Problem) -> None:
@@ -240,7 +265,7 @@ def autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor, Tensor,
     """
     spatial_weight, temporal_weight, residual = others
     assert spatial_weight is not None and temporal_weight is not None
-    if not isinstance(x, Tensor) or not torch.is_autocast_enabled(x.device.type):
+    if not torch.is_autocast_enabled(x.device.type):
         return x, spatial_weight, temporal_weight, residual
     dtype = torch.get_autocast_dtype(x.device.type)
 
@@ -318,13 +343,29 @@ def check_arguments(
     return problem
 
 
+def _check_is_tensor(name: str, value: object, optional: bool = False) -> None:
+    if not isinstance(value, Tensor) and not (optional and value is None):
+        expected = "a tensor or None" if optional else "a tensor"
+        raise ValueError(f"{name} must be {expected}, got {type(value).__name__}")
+
+
+def _check_number(name: str, value: object, least: float = -math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
+        bound = "" if least == -math.inf else f" of at least {least:g}"
+        raise ValueError(f"{name} must be a number{bound}, got {value!r}")
+
+
 def _check_tensor(name: str, tensor: Tensor, x: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    _check_is_tensor(name, tensor)
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got layout {tensor.layout}")
     if tensor.dim() != 5:
         raise ValueError(f"{name} must have 5 dimensions, got shape {tuple(tensor.shape)}")
-    if not tensor.is_floating_point():
-        raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
+    if tensor.dtype not in _DTYPES:
+        raise ValueError(
+            f"{name} must be floating point (float32, bfloat16, float16 or float64), got "
+            f"{tensor.dtype}"
+        )
     if tensor.dtype != x.dtype:
         raise ValueError(f"{name} is {tensor.dtype} but x is {x.dtype}; they must be the same")
     if tensor.device != x.device:
@@ -364,10 +405,9 @@ def _check_sizes(problem: Problem, x: Tensor) -> None:
 
 
 def _check_vector(name: str, vector: Tensor | None, length: int, x: Tensor) -> None:
+    _check_is_tensor(name, vector, optional=True)
     if vector is None:
         return
-    if not isinstance(vector, Tensor):
-        raise ValueError(f"{name} must be a tensor or None, got {type(vector).__name__}")
     if tuple(vector.shape) != (length,):
         raise ValueError(f"{name} must have shape ({length},), got {tuple(vector.shape)}")
     if not vector.is_floating_point():
@@ -377,6 +417,7 @@ def _check_vector(name: str, vector: Tensor | None, length: int, x: Tensor) -> N
 
 
 def _check_residual(residual: Tensor | None, problem: Problem, x: Tensor) -> None:
+    _check_is_tensor("residual", residual, optional=True)
     if residual is None:
         return
     expected = (problem.batch, problem.out_channels, *problem.out_size)

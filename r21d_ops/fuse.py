@@ -1,8 +1,9 @@
 """``fuse``: swap the (2+1)D sequences of a model that somebody already has.
 
 Recognised by structure, not by class name: an ``nn.Sequential`` (or a subclass that keeps its
-``forward``) that contains Conv3d(1×d×d), BatchNorm3d or SyncBatchNorm, ReLU, Conv3d(t×1×1) in a
-row. torchvision's ``Conv2Plus1D`` and the stem of its R(2+1)D are two such.
+``forward`` and adds no members of its own) that contains Conv3d(1×d×d), BatchNorm3d or
+SyncBatchNorm, ReLU, Conv3d(t×1×1) in a row. torchvision's ``Conv2Plus1D`` and the stem of its
+R(2+1)D are two such.
 """
 
 from __future__ import annotations
@@ -58,21 +59,34 @@ def fuse_report(model: nn.Module) -> list[FuseRow]:
     """
     rows = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Sequential) and _looks_like_one(module):
+        if isinstance(module, nn.Sequential) and (
+            _looks_like_one(module) or matched_runs(tuple(module))
+        ):
             reason = _reason(module)
             rows.append(FuseRow(name, type(module).__name__, reason is None, reason or ""))
     return rows
 
 
-def _keeps_forward(module: nn.Sequential) -> bool:
-    return type(module).forward is nn.Sequential.forward and "forward" not in module.__dict__
+def _why_kept(module: nn.Sequential) -> str | None:
+    """Why a sequence of stock layers must stay of its own class, or None."""
+    kind = type(module)
+    if kind.forward is not nn.Sequential.forward or "forward" in module.__dict__:
+        return f"{kind.__name__} has a forward of its own"
+    own = [
+        name
+        for ancestor in kind.__mro__[: kind.__mro__.index(nn.Sequential)]
+        for name in vars(ancestor)
+        if not name.startswith("_") and not hasattr(Conv2Plus1D, name)
+    ]
+    # The swapped sequence is of our class: what only the user's class has would be gone.
+    return f"{kind.__name__} has members of its own: {', '.join(own)}" if own else None
 
 
 def _is_candidate(module: nn.Module) -> TypeGuard[nn.Sequential]:
     return (
         isinstance(module, nn.Sequential)
         and not isinstance(module, (Conv2Plus1D, FusedSequential))
-        and _keeps_forward(module)
+        and _why_kept(module) is None
         and bool(matched_runs(tuple(module)))
     )
 
@@ -107,8 +121,6 @@ def _reason(module: nn.Sequential) -> str | None:
     elif isinstance(module, Conv2Plus1D):
         return why_not_fused(children)
     elif matched_runs(children):
-        if _keeps_forward(module):
-            return "stock layers; fuse(model) would run them fused"
-        return f"{type(module).__name__} has a forward of its own"
+        return _why_kept(module) or "stock layers; fuse(model) would run them fused"
     reasons = [why_not_fused(children[i : i + 4]) for i in range(max(1, len(children) - 3))]
     return min((r for r in reasons if r is not None), key=len, default=None)

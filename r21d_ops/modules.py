@@ -8,6 +8,7 @@ not know), the children are run one by one; :func:`r21d_ops.fuse_report` says so
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,8 +35,14 @@ _GLOBAL_HOOKS = (
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def _plain(module: nn.Module, types: tuple[type, ...]) -> str | None:
-    """Why ``module`` is not exactly one of ``types`` without additions, or None."""
+def why_not_plain(module: nn.Module, types: tuple[type, ...]) -> str | None:
+    """Why ``module`` is not exactly one of ``types`` without additions, or None.
+
+    What is not plain must be called as a module: a hook on it, or another layer in its place,
+    would otherwise be passed over.
+    """
+    if any(len(getattr(nn_module, hooks)) for hooks in _GLOBAL_HOOKS):
+        return "a global module hook is registered"
     if type(module) not in types:
         names = " or ".join(t.__name__ for t in types)
         return f"{type(module).__name__} in place of {names}"
@@ -51,7 +58,7 @@ def _plain(module: nn.Module, types: tuple[type, ...]) -> str | None:
 
 def _plain_conv(conv: nn.Module, axis: str) -> str | None:
     """Why ``conv`` is not a plain spatial (1×d×d) or temporal (t×1×1) convolution, or None."""
-    reason = _plain(conv, (nn.Conv3d,))
+    reason = why_not_plain(conv, (nn.Conv3d,))
     if reason is not None:
         return reason
     assert isinstance(conv, nn.Conv3d)
@@ -73,13 +80,10 @@ def why_not_fused(children: Sequence[nn.Module]) -> str | None:
     if len(children) != 4:
         return f"{len(children)} layers instead of 4"
     spatial, norm, relu, temporal = children
-    for hooks in _GLOBAL_HOOKS:
-        if len(getattr(nn_module, hooks)):
-            return "a global module hook is registered"
     reason = (
         _plain_conv(spatial, "spatial")
-        or _plain(norm, _NORMS)
-        or _plain(relu, (nn.ReLU,))
+        or why_not_plain(norm, _NORMS)
+        or why_not_plain(relu, (nn.ReLU,))
         or _plain_conv(temporal, "temporal")
     )
     if reason is not None:
@@ -96,7 +100,12 @@ def why_not_fused(children: Sequence[nn.Module]) -> str | None:
 
 
 def _tensors(children: Sequence[nn.Module]) -> list[Tensor]:
-    return [t for child in children for t in child._parameters.values() if t is not None]
+    return [
+        t
+        for child in children
+        for t in (*child._parameters.values(), *child._buffers.values())
+        if t is not None
+    ]
 
 
 def _sync_group(norm: nn.Module) -> dist.ProcessGroup | None:
@@ -184,6 +193,9 @@ class Conv2Plus1D(nn.Sequential):
         stride, padding, kernel_size: an int or (t, h, w).
         eps, momentum: BatchNorm's.
 
+    Raises:
+        ValueError: an argument out of range; also where the paper's formula gives M = 0.
+
     Attributes:
         recompute: set True to keep only the input for backward (default False).
     """
@@ -207,6 +219,13 @@ class Conv2Plus1D(nn.Sequential):
         pt, ph, pw = triple(padding, "padding")
         if midplanes is None:
             midplanes = paper_midplanes(in_planes, out_planes, (kt, kh, kw))
+        for name, planes in (
+            ("in_planes", in_planes),
+            ("out_planes", out_planes),
+            ("midplanes", midplanes),
+        ):
+            if planes < 1:
+                raise ValueError(f"{name} must be at least 1, got {planes}")
         super().__init__(
             nn.Conv3d(in_planes, midplanes, (1, kh, kw), (1, sh, sw), (0, ph, pw), bias=False),
             nn.BatchNorm3d(midplanes, eps, momentum),
@@ -218,6 +237,12 @@ class Conv2Plus1D(nn.Sequential):
     def get_downsample_stride(stride: int) -> tuple[int, int, int]:
         """The stride of a block's shortcut, as torchvision asks its ``conv_makers`` for it."""
         return stride, stride, stride
+
+    def __getitem__(self, index: slice | int) -> Any:
+        """A layer, or for a slice a plain ``nn.Sequential`` of the layers."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, C, T, H, W) -> (N, O, T', H', W')."""
@@ -259,7 +284,7 @@ class FusedSequential(nn.Sequential):
                 continue
             run = children[i : i + 4]
             following = children[i + 4 : i + 6]
-            if len(following) == 2 and folds(following[0], x) and not _plain(following[1], _RELU):
+            if len(following) == 2 and _folds(following[0]) and _is_plain_relu(following[1]):
                 x = _run_with_norm(run, following[0], x, None, True)
                 i += 6
             else:
@@ -268,12 +293,13 @@ class FusedSequential(nn.Sequential):
         return x
 
 
-_RELU: tuple[type, ...] = (nn.ReLU,)
+def _is_plain_relu(module: nn.Module) -> bool:
+    return why_not_plain(module, (nn.ReLU,)) is None
 
 
-def folds(norm: nn.Module, x: Tensor) -> bool:
+def _folds(norm: nn.Module) -> bool:
     """Whether ``norm`` after a fused run is a constant scale and shift that needs no gradient."""
-    if _plain(norm, _NORMS) is not None:
+    if why_not_plain(norm, _NORMS) is not None:
         return False
     assert isinstance(norm, (nn.BatchNorm3d, nn.SyncBatchNorm))
     if norm.training or norm.running_mean is None or norm.running_var is None:
@@ -287,7 +313,6 @@ def _run_with_norm(
     x: Tensor,
     residual: Tensor | None,
     relu: bool,
-    recompute: bool = False,
 ) -> Tensor:
     assert isinstance(norm, (nn.BatchNorm3d, nn.SyncBatchNorm))
     assert norm.running_mean is not None and norm.running_var is not None
@@ -301,7 +326,6 @@ def _run_with_norm(
         out_shift=shift,
         residual=residual,
         relu=relu,
-        recompute=recompute,
     )
 
 
@@ -313,7 +337,8 @@ def conv_norm_act(
     Where ``conv`` is a :class:`Conv2Plus1D` that runs fused and ``norm`` is frozen with no gradient
     wanted, norm, residual and ReLU are the operator's epilogue; elsewhere they are stock layers.
     """
-    if isinstance(conv, Conv2Plus1D) and _plain(conv, (Conv2Plus1D,)) is None and folds(norm, x):
+    if why_not_plain(conv, (Conv2Plus1D,)) is None and _folds(norm):
+        assert isinstance(conv, Conv2Plus1D)
         children = tuple(conv._modules.values())
         if why_not_fused(children) is None:
             return _run_with_norm(children, norm, x, residual, relu)

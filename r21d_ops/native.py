@@ -16,22 +16,19 @@ from torch import Tensor
 
 from r21d_ops.problem import output_size
 
-_LIBRARY_STEM = "_native"
-
 
 def _load() -> str | None:
     """Loads the library beside this file; the reason why not, where it cannot."""
-    folder = Path(__file__).parent
-    found = [p for end in (".so", ".dylib") for p in folder.glob(f"{_LIBRARY_STEM}{end}")]
-    if not found:
+    library = Path(__file__).with_name("_native.so")
+    if not library.exists():
         return (
             "the native library is not built; `pip install --no-build-isolation .` builds it "
             "where CMake and a C++20 compiler (GCC or Clang) are installed"
         )
     try:
-        torch.ops.load_library(str(found[0]))
+        torch.ops.load_library(str(library))
     except OSError as error:
-        return f"the native library {found[0].name} does not load: {error}"
+        return f"the native library {library.name} does not load: {error}"
     return None
 
 

@@ -16,10 +16,9 @@ def triple(value: int | Sequence[int], name: str) -> Triple:
     Raises:
         ValueError: neither an int nor three ints.
     """
-    if isinstance(value, (int, torch.SymInt)):
-        return (value, value, value)
-    values = tuple(value) if isinstance(value, Iterable) else ()
-    if len(values) != 3 or not all(isinstance(v, (int, torch.SymInt)) for v in values):
+    values = tuple(value) if isinstance(value, Iterable) else (value, value, value)
+    integers = [isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in values]
+    if len(values) != 3 or not all(integers):
         raise ValueError(f"{name} must be an int or three ints (t, h, w), got {value!r}")
     return (values[0], values[1], values[2])
 

@@ -113,15 +113,18 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_backward(
         sums,
         sums + channels);
   });
-  float* totals[] = {sum_g.mutable_data_ptr<float>(), sum_g_normalized.mutable_data_ptr<float>()};
-  for (int which = 0; which < 2; ++which) {
-    for (int64_t i = 0; i < channels; ++i) {
-      double total = 0.0;
-      for (int64_t run = 0; run < pixels.runs(); ++run) {
-        total += partials[(run * 2 + which) * channels + i];
-      }
-      totals[which][i] = static_cast<float>(total);
+  std::vector<double> totals(static_cast<size_t>(2 * channels), 0.0);
+  for (int64_t run = 0; run < pixels.runs(); ++run) {
+    const float* sums = partials + run * 2 * channels;
+    for (int64_t i = 0; i < 2 * channels; ++i) {
+      totals[static_cast<size_t>(i)] += sums[i];
     }
+  }
+  auto* sum = sum_g.mutable_data_ptr<float>();
+  auto* sum_normalized = sum_g_normalized.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < channels; ++i) {
+    sum[i] = static_cast<float>(totals[static_cast<size_t>(i)]);
+    sum_normalized[i] = static_cast<float>(totals[static_cast<size_t>(channels + i)]);
   }
   return {g, sum_g, sum_g_normalized};
 }

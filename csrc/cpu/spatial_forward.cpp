@@ -106,7 +106,9 @@ std::tuple<Tensor, Tensor, Tensor> spatial_forward(
   for_each_item(items, workers, [&](int64_t worker, int64_t item) {
     char* base = scratch.worker(worker);
     float* own = partials + item * 2 * channels;
-    std::memset(own, 0, static_cast<size_t>(2 * channels) * sizeof(float));
+    if (statistics) {
+      std::memset(own, 0, static_cast<size_t>(2 * channels) * sizeof(float));
+    }
     spatial.tile(
         item / tile.count(),
         tile_rect(tile, g.ho, g.wo, item % tile.count()),

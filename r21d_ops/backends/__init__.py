@@ -27,6 +27,10 @@ _logger = logging.getLogger(__name__)
 _warned: set[tuple[str, str]] = set()
 
 
+class BackendError(RuntimeError):
+    """The backend that was asked for cannot serve the call; the message says why."""
+
+
 class BackendStatus(NamedTuple):
     """One row of :func:`backends`; ``reason`` is empty where the backend is available."""
 
@@ -70,20 +74,25 @@ def choose(problem: Problem, forced: str | None = None) -> str:
 
     Raises:
         ValueError: an unknown name.
-        RuntimeError: the forced backend cannot run; the message says why.
+        BackendError: the forced backend cannot run; the message says why.
     """
-    name = forced if forced is not None else os.environ.get("R21D_BACKEND") or None
+    name = forced_name(forced)
     if name is not None:
         reason = _refusal(get_backend(name), problem)
         if reason is not None:
-            raise RuntimeError(f"backend {name!r} was asked for and cannot run: {reason}")
+            raise BackendError(f"backend {name!r} was asked for and cannot run: {reason}")
         return name
     for candidate, module in _BACKENDS.items():
         reason = _refusal(module, problem)
         if reason is None:
             return candidate
         _warn_once(candidate, reason)
-    raise RuntimeError(f"no backend can run {problem}")
+    raise BackendError(f"no backend can run {problem}")
+
+
+def forced_name(forced: str | None) -> str | None:
+    """The one backend allowed: ``forced``, else ``R21D_BACKEND``, else None."""
+    return forced if forced is not None else os.environ.get("R21D_BACKEND") or None
 
 
 def _warn_once(name: str, reason: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from r21d.models.convolutions import KINDS, STEM_CHANNELS, ConvolutionKind, StemShape
-from r21d_ops.modules import conv_norm_act
+from r21d_ops.modules import conv_norm_act, why_not_plain
 from r21d_ops.problem import paper_midplanes
 
 if TYPE_CHECKING:
@@ -83,10 +83,10 @@ class BasicBlock(nn.Module):
         return (
             len(self.conv1) == 3
             and len(self.conv2) == 2
-            and _is_plain(self.conv1, nn.Sequential)
-            and _is_plain(self.conv1[2], nn.ReLU)
-            and _is_plain(self.conv2, nn.Sequential)
-            and _is_plain(self.relu, nn.ReLU)
+            and why_not_plain(self.conv1, (nn.Sequential,)) is None
+            and why_not_plain(self.conv1[2], (nn.ReLU,)) is None
+            and why_not_plain(self.conv2, (nn.Sequential,)) is None
+            and why_not_plain(self.relu, (nn.ReLU,)) is None
         )
 
 
@@ -223,17 +223,6 @@ class VideoResNet(nn.Module):
             for module in self.modules():
                 if isinstance(module, BasicBlock):
                     nn.init.zeros_(module.conv2.get_parameter("1.weight"))
-
-
-def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    changed = (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    )
-    return type(module) is kind and not changed
 
 
 def _positive(name: str, value: object) -> int:
