@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from r21d.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -201,11 +202,9 @@ def _axes(figure: Figure, left: float, bottom: float, width: float, height: floa
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    target = Path(path)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".plot-") as folder:
-        temporary = Path(folder, "plot.png")
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, target)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_atomically(path, content.getvalue())
 
 
 def _cycle(count: int) -> list[str]:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from ops.modules_under_test import Results, collect, randomize
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,39 +21,26 @@ from r21d_ops import Conv2Plus1D
 WORLD = 2
 #: Clips of each process.
 SPLITS = {"equal": (2, 2), "unequal": (3, 1), "empty": (4, 0)}
-Results = dict[str, Tensor]
+#: Batches of each scenario; the rule of accuracy asks for the second and third where need be.
+DRAWS = 3
+NAN_IN = ("x", "weight")
 
 
 def make_module() -> Conv2Plus1D:
     """The same weights in every process."""
     torch.manual_seed(5)
-    return Conv2Plus1D(3, 6, 9, stride=2)
+    module = randomize(Conv2Plus1D(3, 6, 9, stride=2))
+    assert isinstance(module, Conv2Plus1D)
+    return module
 
 
-def make_batch() -> tuple[Tensor, Tensor]:
+def make_batch(draw: int) -> tuple[Tensor, Tensor]:
     """Four clips and the gradient of their output, the same in every process."""
-    generator = torch.Generator().manual_seed(6)
+    generator = torch.Generator().manual_seed(6 + draw)
     x = torch.randn(4, 3, 5, 8, 7, generator=generator)
     # Values that differ in mean from clip to clip, so that wrong counts show.
     x = x + torch.arange(4.0).view(4, 1, 1, 1, 1)
     return x, torch.randn(4, 6, 3, 4, 4, generator=generator)
-
-
-def collect(
-    module: nn.Module, x: Tensor, grad: Tensor, run: Callable[[Tensor], Tensor] | None = None
-) -> Results:
-    """Output, gradients (of a sum over this process's clips) and running statistics."""
-    x = x.clone().requires_grad_()
-    y = (module if run is None else run)(x)
-    y.backward(grad)
-    assert x.grad is not None
-    results = {"y": y.detach(), "x.grad": x.grad}
-    for name, parameter in module.named_parameters():
-        assert parameter.grad is not None, name
-        results[f"{name.removeprefix('module.')}.grad"] = parameter.grad.clone()
-    for name, buffer in module.named_buffers():
-        results[name.removeprefix("module.")] = buffer.clone()
-    return results
 
 
 def share(tensor: Tensor, counts: Sequence[int], rank: int) -> Tensor:
@@ -61,25 +49,40 @@ def share(tensor: Tensor, counts: Sequence[int], rank: int) -> Tensor:
     return tensor[begin : begin + counts[rank]]
 
 
-def _sync_norm(rank: int, split: str, recompute: bool) -> Results:
+def _sync_norm(rank: int, split: str, recompute: bool, draw: int) -> Results:
     module = make_module()
     module.recompute = recompute
     module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    x, grad = (share(t, SPLITS[split], rank) for t in make_batch())
+    x, grad = (share(t, SPLITS[split], rank) for t in make_batch(draw))
     return collect(module, x, grad)
 
 
-def _data_parallel(rank: int) -> Results:
+def _data_parallel(rank: int, draw: int) -> Results:
     # DistributedDataParallel refuses modules with a SyncBatchNorm on the CPU.
     module = DistributedDataParallel(make_module())
-    x, grad = (share(t, SPLITS["equal"], rank) for t in make_batch())
+    x, grad = (share(t, SPLITS["equal"], rank) for t in make_batch(draw))
     return collect(module, x, grad)
 
 
-def _all_empty(rank: int) -> Results:
+def _all_empty() -> Results:
     module = nn.SyncBatchNorm.convert_sync_batchnorm(make_module())
-    x, grad = (t[:0] for t in make_batch())
+    x, grad = (t[:0] for t in make_batch(0))
     return collect(module, x, grad)
+
+
+def put_nan(where: str, module: nn.Sequential, x: Tensor) -> None:
+    """One NaN, in the first clip or in the weights of one mid channel."""
+    tensor = {"x": x, "weight": module[0].weight.data}[where]
+    tensor[0, 1, 0, 2, 1] = torch.nan
+
+
+def _sync_norm_of_nan(rank: int, where: str) -> Results:
+    """Only the first process sees a NaN in x."""
+    module = make_module()
+    x, grad = make_batch(0)
+    put_nan(where, module, x)
+    module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    return collect(module, *(share(t, SPLITS["equal"], rank) for t in (x, grad)))
 
 
 def main(rank: int, rendezvous: str, result: str) -> None:
@@ -94,12 +97,15 @@ def main(rank: int, rendezvous: str, result: str) -> None:
     results: dict[str, Results] = {}
     for backend in sys.argv[4].split(","):
         os.environ["R21D_BACKEND"] = backend
-        for split in SPLITS:
-            for recompute in (False, True):
-                name = f"{backend} sync {split} {recompute}"
-                results[name] = _sync_norm(rank, split, recompute)
-        results[f"{backend} all empty"] = _all_empty(rank)
-        results[f"{backend} ddp"] = _data_parallel(rank)
+        for draw in range(DRAWS):
+            for split in SPLITS:
+                for recompute in (False, True):
+                    name = f"{backend} sync {split} {recompute} {draw}"
+                    results[name] = _sync_norm(rank, split, recompute, draw)
+            results[f"{backend} ddp {draw}"] = _data_parallel(rank, draw)
+        results[f"{backend} all empty"] = _all_empty()
+        for where in NAN_IN:
+            results[f"{backend} nan in {where}"] = _sync_norm_of_nan(rank, where)
     torch.save(results, result)
     dist.destroy_process_group()
 

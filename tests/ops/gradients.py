@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from ops.chosen_backend import Backend
-from ops.problems import Operands, reference, reference_on_views, reversed_channels
-from torch import Tensor
+from ops.problems import Case, Operands, reference, reference_on_views, reversed_channels
+from torch import Tensor, nn
 
 import r21d_ops
 
@@ -72,3 +73,42 @@ def stock_gradients(operands: Operands, grad: Tensor, training: bool) -> dict[st
     plain = {name: [r[name] for r in results[:3]] for name in results[0]}
     rest = {name: [r[name] for r in results[3:]] for name in results[0] if "running" not in name}
     return {name: plain[name] + rest.get(name, []) for name in plain}
+
+
+#: What :func:`ops.modules_under_test.collect` calls the results of :func:`stock_gradients`.
+_NAMES = {
+    "y": "y",
+    "x.grad": "gradient of x",
+    "0.weight.grad": "gradient of spatial_weight",
+    "1.weight.grad": "gradient of bn_weight",
+    "1.bias.grad": "gradient of bn_bias",
+    "3.weight.grad": "gradient of temporal_weight",
+    "1.running_mean": "running_mean",
+    "1.running_var": "running_var",
+}
+
+
+def stock_step(module: nn.Sequential, x: Tensor, grad: Tensor) -> dict[str, list[Tensor]]:
+    """:func:`stock_gradients` of a training step of the four layers of ``module``."""
+    spatial, norm, _, temporal = (copy.deepcopy(child) for child in module)
+    axes = {
+        name: (getattr(temporal, name)[0], *getattr(spatial, name)[1:])
+        for name in ("stride", "padding")
+    }
+    n, c, *size = x.shape
+    kernel = (temporal.kernel_size[0], *spatial.kernel_size[1:])
+    case = Case(
+        "module", n, c, spatial.out_channels, temporal.out_channels, tuple(size), kernel, **axes
+    )
+    operands = Operands(
+        case,
+        x=x,
+        spatial_weight=spatial.weight,
+        temporal_weight=temporal.weight,
+        running_mean=norm.running_mean,
+        running_var=norm.running_var,
+        bn_weight=norm.weight,
+        bn_bias=norm.bias,
+    )
+    results = stock_gradients(operands, grad, True)
+    return {name: results[theirs] for name, theirs in _NAMES.items()}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from r21d_ops import Conv2Plus1D
+
+Results = dict[str, Tensor]
 
 
 def stock_conv(
@@ -71,3 +75,47 @@ def run_children(module: nn.Sequential, x: Tensor) -> Tensor:
     for child in module:
         x = child(x)
     return x
+
+
+def stock_ways(model: nn.Module) -> list[nn.Module]:
+    """Copies of a stock model whose layers get their input in NCDHW, and in NDHWC.
+
+    Stock PyTorch rounds differently in each, and its convolutions may change the format on the
+    way: with one thread its BatchNorm in NDHWC, the format of the operator's output, has several
+    times the error that it has in NCDHW.
+    """
+
+    def in_layout(layout: torch.memory_format) -> nn.Module:
+        def convert(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(t.contiguous(memory_format=layout) if t.dim() == 5 else t for t in inputs)
+
+        way = copy.deepcopy(model)
+        for layer in way.modules():
+            layer.register_forward_pre_hook(convert)
+        return way
+
+    return [in_layout(layout) for layout in (torch.contiguous_format, torch.channels_last_3d)]
+
+
+def collect(
+    module: nn.Module, x: Tensor, grad: Tensor, run: Callable[[Tensor], Tensor] | None = None
+) -> Results:
+    """One step of ``module``, or of ``run`` which calls it: output, gradients and buffers."""
+    module.zero_grad()
+    x = x.clone().requires_grad_()
+    y = (module if run is None else run)(x)
+    y.backward(grad)
+    assert x.grad is not None
+    results = {"y": y.detach(), "x.grad": x.grad}
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        results[f"{name.removeprefix('module.')}.grad"] = parameter.grad.clone()
+    for name, buffer in module.named_buffers():
+        results[name.removeprefix("module.")] = buffer.clone()
+    return results
+
+
+def exact_step(module: nn.Sequential, x: Tensor, grad: Tensor) -> Results:
+    """:func:`collect` of the children of ``module`` one by one, in float64."""
+    layers = copy.deepcopy(nn.Sequential(*module)).double()
+    return collect(layers, x.double(), grad.double())

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from accuracy import assert_accurate
+from accuracy import Draw, assert_accurate, assert_accurate_over_draws
 from ops.chosen_backend import Backend
-from ops.modules_under_test import TinyNet, conv, randomize, run_children
+from ops.gradients import stock_step
+from ops.modules_under_test import (
+    Results,
+    TinyNet,
+    collect,
+    conv,
+    exact_step,
+    randomize,
+    run_children,
+    stock_ways,
+)
 from torch import Tensor, nn
 
 import r21d_ops
@@ -67,27 +79,25 @@ def test_compiled_training_step(
         pytest.skip("Inductor's own sums over pixels are less accurate than stock batch_norm's")
     module = conv()
     module.recompute = recompute
-    uncompiled, plain, exact = (copy.deepcopy(module) for _ in range(3))
-    exact.double()
-    outputs = [
-        torch.compile(module, fullgraph=True, backend=compiler)(x),
-        run_children(exact, x.double()),
-        uncompiled(x),
-        run_children(plain, x),
-    ]
-    for y in outputs:
-        y.square().sum().backward()
-    assert_accurate(outputs[0], outputs[1], outputs[2:])
-    modules = (module, exact, uncompiled, plain)
-    ways = [dict(m.named_parameters()) for m in modules]
-    for name in ways[0]:
-        ours, expected, *stock = (way[name].grad for way in ways)
-        assert_accurate(ours, expected, stock, name)
-    buffers = [dict(m.named_buffers()) for m in modules]
-    for name in ("1.running_mean", "1.running_var"):
-        ours, expected, *stock = (way[name] for way in buffers)
-        assert_accurate(ours, expected, stock, name)
-    assert torch.equal(module[1].num_batches_tracked, plain[1].num_batches_tracked)
+    before = copy.deepcopy(module)
+    compiled = torch.compile(module, fullgraph=True, backend=compiler)
+
+    @functools.lru_cache
+    def step(number: int) -> tuple[Results, Results, dict[str, list[Tensor]]]:
+        module.load_state_dict(before.state_dict())
+        given = (torch.randn_like(x), torch.randn(2, 7, 4, 9, 8))
+        ours = collect(module, *given, compiled)
+        return ours, exact_step(before, *given), stock_step(before, *given)
+
+    def draw(name: str, numbers: Iterator[int]) -> Draw:
+        ours, exact, stock = step(next(numbers))
+        return ours[name], exact[name], stock[name]
+
+    for name, value in step(0)[0].items():
+        if value.is_floating_point():
+            assert_accurate_over_draws(functools.partial(draw, name, itertools.count()), name)
+        else:
+            assert torch.equal(value, step(0)[1][name]), name
 
 
 @_COMPILER
@@ -110,7 +120,8 @@ def test_compiled_fused_model(backend: Backend) -> None:
     with torch.no_grad():
         traced = torch.compile(model, fullgraph=True, backend="aot_eager")
         y = traced(x)
-        assert_accurate(y, copy.deepcopy(stock).double()(x.double()), [stock(x), model(x)])
+        exact = copy.deepcopy(stock).double()(x.double())
+        assert_accurate(y, exact, [way(x) for way in stock_ways(stock)])
 
 
 def test_exported_and_run(backend: Backend, x: Tensor) -> None:
@@ -127,7 +138,7 @@ def test_exported_without_gradients_holds_the_operator(backend: Backend, x: Tens
     with torch.no_grad():
         program = torch.export.export(module, (x,))
         exact = run_children(copy.deepcopy(module).double(), x.double())
-        assert_accurate(program.module()(x), exact, module(x))
+        assert_accurate(program.module()(x), exact, run_children(module, x))
     targets = [str(node.target) for node in program.graph.nodes]
     assert any("r21d" in target for target in targets) == (backend.name == "cpu")
 

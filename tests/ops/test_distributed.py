@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.distributed as dist
-from accuracy import assert_accurate
+from accuracy import Draw, assert_accurate_over_draws
 from ops.chosen_backend import Backend, available_backends
 from ops.distributed_worker import (
+    NAN_IN,
     SPLITS,
     WORLD,
-    Results,
-    collect,
     make_batch,
     make_module,
+    put_nan,
     share,
 )
-from ops.modules_under_test import run_children
-from torch import nn
+from ops.gradients import stock_step
+from ops.modules_under_test import Results, collect, exact_step
+from torch import Tensor, nn
 
 from r21d_ops import Conv2Plus1D, fuse_report
+
+Stock = dict[str, list[Tensor]]
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch is built without gloo"
@@ -56,15 +62,26 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Results]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
-def _whole_batch() -> tuple[Results, Results, list[Results]]:
-    """One process with all four clips: the drop-in, float64, and stock layers in float32."""
-    x, grad = make_batch()
-    module, exact, plain = (make_module() for _ in range(3))
-    exact.double()
-    fused = collect(module, x, grad)
-    expected = collect(exact, x.double(), grad.double(), lambda x: run_children(exact, x))
-    stock = collect(plain, x, grad, lambda x: run_children(plain, x))
-    return fused, expected, [stock, fused]
+@functools.lru_cache
+def _whole_batch(draw: int) -> tuple[Results, Stock]:
+    """One process with all four clips: the four layers in float64, and stock PyTorch's."""
+    x, grad = make_batch(draw)
+    return exact_step(make_module(), x, grad), stock_step(make_module(), x, grad)
+
+
+@functools.lru_cache
+def _shares(draw: int) -> list[tuple[Results, Stock]]:
+    """As :func:`_whole_batch`, of each process's two clips by themselves."""
+    return [
+        (exact_step(make_module(), *given), stock_step(make_module(), *given))
+        for rank in range(WORLD)
+        for given in [[share(t, SPLITS["equal"], rank) for t in make_batch(draw)]]
+    ]
+
+
+def _accurate(draw: Callable[[int], Draw], what: str) -> None:
+    numbers = itertools.count()
+    assert_accurate_over_draws(lambda: draw(next(numbers)), what)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -73,27 +90,56 @@ def test_sync_norm_reduces_sums_and_counts(
     split: str, recompute: bool, backend: Backend, results: list[dict[str, Results]]
 ) -> None:
     """Outputs, gradients and statistics are those of the whole batch, however it is shared out."""
-    ours = [r[f"{backend.name} sync {split} {recompute}"] for r in results]
-    _, expected, stock = _whole_batch()
-    for name in ("y", "x.grad"):
-        for rank in range(WORLD):
-            shared = [share(s[name], SPLITS[split], rank) for s in stock]
-            exact = share(expected[name], SPLITS[split], rank)
-            assert ours[rank][name].shape == exact.shape
-            if exact.numel():
-                assert_accurate(ours[rank][name], exact, shared, f"{name} of {rank}")
-    for name in ("1.running_mean", "1.running_var"):
-        for rank in range(WORLD):
-            assert_accurate(ours[rank][name], expected[name], [s[name] for s in stock], name)
-        assert torch.equal(ours[0][name], ours[1][name])
-    for name in expected:
-        if not name.endswith("weight.grad") and name != "1.bias.grad":
-            continue
+
+    def ours(name: str, rank: int, number: int) -> Tensor:
+        return results[rank][f"{backend.name} sync {split} {recompute} {number}"][name]
+
+    def of_rank(name: str, rank: int, number: int) -> Draw:
+        expected, stock = _whole_batch(number)
+        whole = (expected[name], *stock[name])
+        exact, *others = (share(tensor, SPLITS[split], rank) for tensor in whole)
+        return ours(name, rank, number), exact, others
+
+    def whole(name: str, rank: int, number: int) -> Draw:
+        expected, stock = _whole_batch(number)
+        return ours(name, rank, number), expected[name], stock[name]
+
+    def total(name: str, number: int) -> Draw:
         # Gradients stay local, DDP reduces them: their sum is the whole batch's.
-        total = ours[0][name] + ours[1][name]
-        assert_accurate(total, expected[name], [s[name] for s in stock], name)
+        expected, stock = _whole_batch(number)
+        added = sum((ours(name, rank, number) for rank in range(1, WORLD)), ours(name, 0, number))
+        return added, expected[name], stock[name]
+
+    for rank in range(WORLD):
+        for name in ("y", "x.grad"):
+            if SPLITS[split][rank]:
+                _accurate(functools.partial(of_rank, name, rank), f"{name} of {rank}")
+            else:
+                assert ours(name, rank, 0).shape == make_batch(0)[name == "y"][:0].shape
+        for name in ("1.running_mean", "1.running_var"):
+            _accurate(functools.partial(whole, name, rank), f"{name} of {rank}")
+            assert torch.equal(ours(name, rank, 0), ours(name, 0, 0))
+    for name, _ in make_module().named_parameters():
+        _accurate(functools.partial(total, f"{name}.grad"), f"gradient of {name}")
         if split == "empty":
-            assert torch.count_nonzero(ours[1][name]) == 0
+            assert torch.count_nonzero(ours(f"{name}.grad", 1, 0)) == 0
+
+
+@pytest.mark.parametrize("where", NAN_IN)
+def test_sync_norm_shows_nan_in_the_statistics(
+    where: str, backend: Backend, results: list[dict[str, Results]]
+) -> None:
+    """NaN is not taken for a process without clips: the channels that see it show it, as stock."""
+    module = make_module()
+    x, grad = make_batch(0)
+    put_nan(where, module, x)
+    stock = stock_step(module, x, grad)
+    for name in ("1.running_mean", "1.running_var"):
+        expected = stock[name][0].isnan()
+        assert expected.sum() == (9 if where == "x" else 1)
+        for result in results:
+            ours = result[f"{backend.name} nan in {where}"][name]
+            assert torch.equal(ours.isnan(), expected), name
 
 
 def test_sync_norm_with_no_clip_anywhere_changes_nothing(
@@ -113,25 +159,25 @@ def test_data_parallel_averages_the_gradients_of_its_shares(
     backend: Backend, results: list[dict[str, Results]]
 ) -> None:
     """Without SyncBN each process normalizes by itself; gradients are the mean of the two."""
-    x, grad = make_batch()
-    shares = []
-    for rank in range(WORLD):
-        given = [share(t, SPLITS["equal"], rank) for t in (x, grad)]
-        exact, plain, fused = make_module().double(), make_module(), make_module()
-        shares.append((
-            collect(exact, *(t.double() for t in given), lambda t, m=exact: run_children(m, t)),
-            collect(plain, *given, lambda t, m=plain: run_children(m, t)),
-            collect(fused, *given),
-        ))  # fmt: skip
-    ours = [result[f"{backend.name} ddp"] for result in results]
+
+    def ours(name: str, rank: int, number: int) -> Tensor:
+        return results[rank][f"{backend.name} ddp {number}"][name]
+
+    def mean(name: str, number: int) -> Draw:
+        shares = _shares(number)
+        expected = sum(exact[name] for exact, _ in shares) / WORLD
+        ways = zip(*(stock[name] for _, stock in shares), strict=True)
+        return ours(name, 0, number), expected, [sum(way) / WORLD for way in ways]
+
+    def output(rank: int, number: int) -> Draw:
+        expected, stock = _shares(number)[rank]
+        return ours("y", rank, number), expected["y"], stock["y"]
+
     for name, _ in make_module().named_parameters():
-        key = f"{name}.grad"
-        assert torch.equal(ours[0][key], ours[1][key])
-        expected, *stock = ((shares[0][i][key] + shares[1][i][key]) / 2 for i in range(3))
-        assert_accurate(ours[0][key], expected, stock, key)
+        assert torch.equal(ours(f"{name}.grad", 0, 0), ours(f"{name}.grad", 1, 0))
+        _accurate(functools.partial(mean, f"{name}.grad"), f"gradient of {name}")
     for rank in range(WORLD):
-        expected, *stock = (shares[rank][i]["y"] for i in range(3))
-        assert_accurate(ours[rank]["y"], expected, stock, f"y of {rank}")
+        _accurate(functools.partial(output, rank), f"y of {rank}")
 
 
 def test_converted_module_stays_a_fused_drop_in(backend: Backend) -> None:
@@ -143,7 +189,7 @@ def test_converted_module_stays_a_fused_drop_in(backend: Backend) -> None:
     assert isinstance(converted[1], nn.SyncBatchNorm)
     assert list(converted.state_dict()) == list(before.state_dict())
     assert fuse_report(converted)[0].fused
-    x, grad = make_batch()
+    x, grad = make_batch(0)
     ours, expected = collect(converted, x, grad), collect(before, x, grad)
     for name, value in expected.items():
         assert torch.equal(ours[name], value), name

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import pickle
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import pytest
 import torch
-from accuracy import assert_accurate
+from accuracy import Draw, assert_accurate_over_draws
 from ops.chosen_backend import Backend
-from ops.modules_under_test import TinyNet, randomize, stock_conv, stock_stem
+from ops.modules_under_test import (
+    Results,
+    TinyNet,
+    randomize,
+    run_children,
+    stock_conv,
+    stock_stem,
+    stock_ways,
+)
 from torch import Tensor, nn
 
 import r21d_ops
@@ -18,7 +29,6 @@ from r21d_ops import Conv2Plus1D, fuse, fuse_report
 from r21d_ops.modules import FusedSequential, conv_norm_act
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-_LAST = torch.channels_last_3d
 
 
 @pytest.fixture
@@ -36,9 +46,14 @@ def x() -> Tensor:
 
 
 def _same(fused: nn.Module, stock: nn.Module, x: Tensor) -> None:
-    exact = copy.deepcopy(stock).double()
-    plain = [copy.deepcopy(stock)(x), copy.deepcopy(stock)(x.contiguous(memory_format=_LAST))]
-    assert_accurate(fused(x), exact(x.double()), plain)
+    """The same outputs, for inputs of the shape of ``x``."""
+    exact, ways = copy.deepcopy(stock).double(), stock_ways(stock)
+
+    def draw() -> Draw:
+        given = torch.randn_like(x)
+        return fused(given), exact(given.double()), [way(given) for way in ways]
+
+    assert_accurate_over_draws(draw)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -165,6 +180,85 @@ def test_own_forward_is_left_alone_and_reported(backend: Backend, x: Tensor) -> 
         assert torch.equal(fused(x), model(x))
 
 
+class _Measured(nn.Sequential):
+    """A sequence that its model asks for more than a forward."""
+
+    factor = 2
+
+    def width(self) -> int:
+        return self[0].out_channels
+
+
+class _Frozen(nn.Sequential):
+    """The usual way to keep BatchNorm's statistics while the rest trains."""
+
+    def train(self, mode: bool = True) -> _Frozen:
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+class _Conv2Plus1D(nn.Sequential):
+    """torchvision's has this one method, and ours has it too."""
+
+    @staticmethod
+    def get_downsample_stride(stride: int) -> tuple[int, int, int]:
+        return stride, stride, stride
+
+
+@pytest.mark.parametrize(
+    ("kind", "member"), [(_Measured, "factor, width"), (_Frozen, "train")], ids=["new", "override"]
+)
+def test_members_of_its_own_are_left_alone_and_reported(
+    kind: type[nn.Sequential], member: str, backend: Backend, x: Tensor
+) -> None:
+    model = nn.Sequential(randomize(kind(*stock_conv(3, 7, 4)))).eval()
+    fused = fuse(model)
+    assert type(fused[0]) is kind
+    for rows in (fuse_report(model), fuse_report(fused)):
+        (row,) = rows
+        assert row.name == "0" and not row.fused
+        assert kind.__name__ in row.reason and member in row.reason, row.reason
+    with torch.no_grad():
+        assert torch.equal(fused(x), model(x))
+
+
+def test_members_that_ours_has_too_do_not_keep_it_from_fusing(backend: Backend, x: Tensor) -> None:
+    model = nn.Sequential(randomize(_Conv2Plus1D(*stock_conv(3, 7, 4)))).eval()
+    fused = fuse(model)
+    assert isinstance(fused[0], Conv2Plus1D)
+    assert fused[0].get_downsample_stride(2) == (2, 2, 2)
+    _same(fused, model, x)
+
+
+@pytest.mark.parametrize("make", [lambda: stock_conv(3, 8, 4), stock_stem], ids=["four", "stem"])
+@pytest.mark.parametrize(
+    "part", [slice(2), slice(1, 4), slice(None), slice(None, None, 2)], ids=str
+)
+def test_slices_are_sequences_of_the_same_layers(  # type: ignore[no-untyped-def]
+    part: slice, make, backend: Backend, x: Tensor
+) -> None:
+    stock = randomize(make()).eval()
+    fused = fuse(stock, inplace=True)
+    sliced, expected = fused[part], stock[part]
+    # Two layers are no (2+1)D convolution, while a part of a longer sequence may hold one.
+    assert type(sliced) is (nn.Sequential if len(stock) == 4 else FusedSequential)
+    assert [id(layer) for layer in sliced] == [id(layer) for layer in expected]
+    assert list(sliced.state_dict()) == list(expected.state_dict())
+    with torch.no_grad():
+        assert torch.equal(fused[:2](x), run_children(stock[:2], x))
+    assert fused[0] is stock[0] and fused[-1] is stock[-1]
+    with pytest.raises(IndexError):
+        fused[len(stock)]
+
+
+def test_slices_of_named_layers_keep_the_names() -> None:
+    layers = OrderedDict(zip(("space", "norm", "act", "time"), stock_conv(3, 7, 4), strict=True))
+    fused = fuse(nn.Sequential(layers))
+    assert isinstance(fused, Conv2Plus1D)
+    assert [name for name, _ in fused[1:].named_children()] == ["norm", "act", "time"]
+
+
 def test_instance_forward_is_left_alone_and_reported(backend: Backend, x: Tensor) -> None:
     """``sequence.forward = ...`` on one object, as tracing and offloading tools do."""
     sequence = randomize(stock_conv(3, 7, 4)).eval()
@@ -210,15 +304,27 @@ def test_run_inside_a_longer_sequence(before: int, after: int, backend: Backend,
 
 def test_stem_in_training(backend: Backend, x: Tensor) -> None:
     stem = randomize(stock_stem()).train()
-    fused, exact = fuse(stem), copy.deepcopy(stem).double()
-    views = [copy.deepcopy(stem) for _ in range(2)]
-    outputs = [views[0](x), views[1](x.contiguous(memory_format=_LAST))]
-    assert_accurate(fused(x), exact(x.double()), outputs)
-    for name in ("1.running_mean", "1.running_var", "4.running_mean", "4.running_var"):
-        stock = [dict(view.named_buffers())[name] for view in views]
-        assert_accurate(
-            dict(fused.named_buffers())[name], dict(exact.named_buffers())[name], stock, name
-        )
+
+    @functools.lru_cache
+    def step(_: int) -> tuple[Results, Results, list[Results]]:
+        given, exact = torch.randn_like(x), copy.deepcopy(stem).double()
+        return _forward(fuse(stem), given), _forward(exact, given.double()), [
+            _forward(way, given) for way in stock_ways(stem)
+        ]  # fmt: skip
+
+    def draw(name: str, numbers: Iterator[int]) -> Draw:
+        ours, exact, ways = step(next(numbers))
+        return ours[name], exact[name], [way[name] for way in ways]
+
+    for name, value in step(0)[0].items():
+        if value.is_floating_point():
+            assert_accurate_over_draws(functools.partial(draw, name, itertools.count()), name)
+        else:
+            assert torch.equal(value, step(0)[1][name]), name
+
+
+def _forward(module: nn.Module, x: Tensor) -> Results:
+    return {"y": module(x), **dict(module.named_buffers())}
 
 
 @pytest.mark.parametrize("index", [4, 5])
@@ -231,6 +337,8 @@ def test_hook_on_the_last_two_layers_of_a_stem_fires(
     fused[index].register_forward_hook(lambda *_: fired.append(1))
     with torch.no_grad():
         _same(fused, stem, x)
+        fired.clear()
+        fused(x)
     assert fired == [1]
 
 
@@ -291,17 +399,18 @@ def test_conv_norm_act(
     """The tail of a residual block, with and without the epilogue."""
     conv = randomize(r21d_ops.Conv2Plus1D(5, 7, 13)).train(training)
     norm = randomize(nn.BatchNorm3d(7)).train(training)
-    x = torch.randn(2, 5, 4, 9, 8)
-    added = torch.randn(2, 7, 4, 9, 8) if residual else None
+    layers = nn.Sequential(*conv, norm)
+    exact, ways = copy.deepcopy(layers).double(), stock_ways(layers)
 
-    def stock(dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
-        layers = nn.Sequential(*copy.deepcopy(conv), copy.deepcopy(norm)).to(dtype)
-        y = layers(x.to(dtype).contiguous(memory_format=layout))
-        y = y if added is None else y + added.to(dtype)
+    def tail(y: Tensor, added: Tensor | None) -> Tensor:
+        y = y if added is None else y + added.to(y.dtype)
         return y.relu() if relu else y
 
+    def draw() -> Draw:
+        x = torch.randn(2, 5, 4, 9, 8)
+        added = torch.randn(2, 7, 4, 9, 8) if residual else None
+        stock = [tail(way(x), added) for way in ways]
+        return conv_norm_act(conv, norm, x, added, relu), tail(exact(x.double()), added), stock
+
     with torch.set_grad_enabled(gradients):
-        formats = (torch.contiguous_format, _LAST)
-        plain = [stock(torch.float32, layout) for layout in formats]
-        exact = stock(torch.float64, torch.contiguous_format)
-        assert_accurate(conv_norm_act(conv, norm, x, added, relu), exact, plain)
+        assert_accurate_over_draws(draw)

@@ -362,13 +362,6 @@ def test_functional_call(backend: Backend, x: Tensor) -> None:
         assert torch.equal(functional_call(module, other.state_dict(), (x,)), other(x))
 
 
-def test_functorch_transforms_say_that_they_are_not_supported(backend: Backend, x: Tensor) -> None:
-    """``torch.func.grad`` through the operator is an error, never a wrong gradient."""
-    module = conv().eval()
-    with pytest.raises(RuntimeError, match=r"setup_context|functorch"):
-        torch.func.grad(lambda x: module(x).sum())(x)
-
-
 def test_gradients_through_checkpointing(backend: Backend, x: Tensor) -> None:
     module = conv().eval()
     twin = copy.deepcopy(module)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import r21d_ops
+from r21d_ops import native
 
 _SCRIPT = """
 import logging
@@ -53,6 +54,16 @@ def _run_copy(folder: Path, library: bytes | None) -> str:
     assert done.returncode == 0, done.stderr
     assert f"file {folder}" in done.stdout
     return done.stdout + done.stderr
+
+
+@pytest.mark.skipif(
+    os.environ.get("R21D_NATIVE") != "1", reason="R21D_NATIVE=1 does not ask for the library here"
+)
+def test_library_that_the_environment_demands_is_there() -> None:
+    """Without it, its tests would only be left out, and nobody would notice."""
+    assert native.load_error is None, native.load_error
+    (row,) = [row for row in r21d_ops.backends() if row.name == "cpu"]
+    assert row.available, row.reason
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def _predict(out: Path, runs: list[Run], results: dict[str, Any]) -> None:
 
 
 def _write_results(out: Path, results: dict[str, Any]) -> None:
-    from r21d.training.state import write_atomically
+    from r21d.atomic import write_atomically
 
     write_atomically(out / "results.json", json.dumps(results, indent=2).encode())
 

@@ -40,6 +40,8 @@ class Row:
     seconds: list[float]
     peak_extra_mib: float | None
     """Memory beyond the network and the clip at the peak of a forward pass; None: not known."""
+    peak_problem: str = ""
+    """Why measuring it failed; empty where it did not."""
 
 
 def compare(seed: int, quick: bool) -> tuple[list[Row], str]:
@@ -57,8 +59,8 @@ def compare(seed: int, quick: bool) -> tuple[list[Row], str]:
         ulp = _ulp(exact.abs().max(), getattr(torch, dtype))
         seconds = _interleaved(runs, _QUICK_ROUNDS if quick else _ROUNDS)
         for name in VARIANTS:
-            peak = None if quick else _peak_in_own_process(name, dtype, seed)
-            rows.append(Row(name, dtype, errors[name], ulp, seconds[name], peak))
+            peak, problem = (None, "") if quick else _peak_in_own_process(name, dtype, seed)
+            rows.append(Row(name, dtype, errors[name], ulp, seconds[name], peak, problem))
     return rows, source
 
 
@@ -83,7 +85,7 @@ def show(rows: Sequence[Row], source: str) -> None:
         low, median, high = _quartiles(row.seconds)
         reference = next(r for r in rows if r.dtype == row.dtype)
         ratio = _quartiles(reference.seconds)[1] / median
-        peak = "not measured" if row.peak_extra_mib is None else f"{row.peak_extra_mib:.0f} MiB"
+        peak = "n/a" if row.peak_extra_mib is None else f"{row.peak_extra_mib:.0f} MiB"
         spread = f"{1e3 * low:.0f}-{1e3 * high:.0f}"
         time_cells = (f"{1e3 * median:.0f} ms", spread, f"{ratio:.2f}x")
         cells.append((row.variant, row.dtype, *time_cells, peak, f"{row.error:.1e}"))
@@ -94,6 +96,8 @@ def show(rows: Sequence[Row], source: str) -> None:
         "rose during one forward pass (VmHWM, a process of its own each).  logit error: largest\n"
         "difference from the stock layers in float64; same logits = at most twice stock's own."
     )
+    for problem in dict.fromkeys(row.peak_problem for row in rows if row.peak_problem):
+        print(f"n/a: measuring extra memory failed: {problem}")
 
 
 def differences(rows: Sequence[Row]) -> list[str]:
@@ -138,20 +142,26 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return low, median, high
 
 
-def _peak_in_own_process(variant: str, dtype: str, seed: int) -> float | None:
-    """MiB; in a process of its own, so that no earlier run's freed memory is there to reuse."""
+def _peak_in_own_process(variant: str, dtype: str, seed: int) -> tuple[float | None, str]:
+    """MiB, or None and why measuring failed.
+
+    In a process of its own, so that no earlier run's freed memory is there to reuse.
+    """
     arguments = ["--variant", variant, "--dtype", dtype, "--seed", str(seed)]
     arguments += ["--threads", str(torch.get_num_threads())]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, "-m", "r21d.cli.peak_memory", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"measuring memory failed: {done.stderr.strip()[-400:]}")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "r21d.cli.peak_memory", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        # The last line of a traceback is the error; a killed process leaves none.
+        return None, (error.stderr.strip().splitlines() or [str(error)])[-1]
+    except OSError as error:
+        return None, str(error)
     result: dict[str, Any] = json.loads(done.stdout)
-    peak: float | None = result["peak_extra_mib"]
-    return peak
+    return result["peak_extra_mib"], ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from r21d.cli.arguments import Subcommands
+from r21d.cli.errors import one_line
 from r21d.cli.tables import print_table
 
 # Distribution -> extra that brings it.
@@ -71,7 +72,6 @@ def examine() -> dict[str, Any]:
 
     import r21d
     import r21d_ops
-    from r21d_ops import native
 
     return {
         "r21d": r21d.__version__,
@@ -89,15 +89,27 @@ def examine() -> dict[str, Any]:
             "torch_built_with": torch.version.cuda,
             "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
-        "native": {"loaded": native.load_error is None, "reason": native.load_error or ""}
-        | native.build_info(),
+        "native": _native(),
         "backends": [row._asdict() for row in r21d_ops.backends()],
     }
+
+
+def _native() -> dict[str, Any]:
+    from r21d_ops import native
+
+    reason, built = native.load_error or "", {}
+    try:
+        built = native.build_info()
+    except RuntimeError as error:
+        # R21D_CPU_ISA asks for what this build or this CPU does not have.
+        reason = one_line(error)
+    return {"loaded": native.load_error is None, "reason": reason} | built
 
 
 def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     cpu, cuda, native = report["cpu"], report["cuda"], report["native"]
     built = {key: native[key] for key in native if key not in ("loaded", "reason")}
+    loaded = "loaded" if native["loaded"] else "not loaded"
     rows = [
         ("r21d", report["r21d"]),
         ("python", report["python"]),
@@ -107,7 +119,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("cpu features", " ".join(cpu["features"]) or "not known on this system"),
         ("torch on this cpu", f"{cpu['torch_capability']}, {cpu['threads']} threads"),
         ("gpu", ", ".join(cuda["devices"]) or _why_no_gpu(cuda["torch_built_with"])),
-        ("native library", "loaded" if native["loaded"] else f"not loaded: {native['reason']}"),
+        ("native library", ": ".join(filter(None, (loaded, native["reason"])))),
     ]
     rows += [(f"  {key}", _flat(value)) for key, value in built.items()]
     for name, version in report["extras"].items():

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import sys
 
+SOME_FAILED_EXIT = 1
+"""Exit code of a command that served some of its files but not all."""
+
 
 class UserError(Exception):
     """A request that cannot be served; the message says why and what to do."""
@@ -13,6 +16,8 @@ class UserError(Exception):
 def user_errors() -> tuple[type[Exception], ...]:
     """Exceptions whose message is meant for the user."""
     from r21d.training import TrainingDiverged
+    from r21d.weights import CheckpointError
+    from r21d_ops.backends import BackendError
 
     kinds: list[type[Exception]] = [
         UserError,
@@ -21,10 +26,9 @@ def user_errors() -> tuple[type[Exception], ...]:
         ImportError,
         FloatingPointError,
         TrainingDiverged,
+        CheckpointError,
+        BackendError,
     ]
-    from r21d.weights import CheckpointError
-
-    kinds.append(CheckpointError)
     if importlib.util.find_spec("av") is not None:
         from r21d.video import VideoError
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from r21d.cli.arguments import Subcommands, add_device, count, positive, resolve_device
 from r21d.cli.checkpoint import load_model
+from r21d.cli.errors import SOME_FAILED_EXIT, print_error
 from r21d.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
         help="clip and video accuracy on a folder of videos",
         description="Classify FOLDER/<class>/<video files>, whose folders are named like the "
         "checkpoint's classes, and report clip@1, clip@5, video@1 and video@5 (scores averaged "
-        "after softmax), the accuracy of each class and the files that could not be decoded.",
+        "after softmax), the accuracy of each class and the files that could not be decoded; "
+        "the exit code is 1 where there are any.",
         epilog="example: r21d eval videos/test --checkpoint runs/mine/best.safetensors --json",
     )
     parser.add_argument("folder", metavar="FOLDER", help="videos, a sub-folder a class")
@@ -39,7 +41,7 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and print; files that failed are reported, not fatal."""
+    """Evaluate and print; 1 where files had to be left out."""
     from r21d.evaluation import evaluate
     from r21d.video import InputSpec, VideoFolder
 
@@ -56,7 +58,12 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(result.to_dict(), indent=2))
     else:
         _print(result, args.confusion)
-    return 0
+    if not result.failed:
+        return 0
+    total = result.videos + len(result.failed)
+    names = ", ".join(path for path, _ in result.failed)
+    print_error(f"left out {len(result.failed)} of {total} videos: {names}")
+    return SOME_FAILED_EXIT
 
 
 def _print(result: EvalResult, confusion: bool) -> None:

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from r21d.cli.arguments import Subcommands, add_device, positive, resolve_device
 from r21d.cli.checkpoint import load_model
-from r21d.cli.errors import UserError, one_line, print_error
+from r21d.cli.errors import SOME_FAILED_EXIT, UserError, one_line, print_error
 from r21d.cli.tables import print_table
 from r21d.evaluation.progress import progress_bar
 
 if TYPE_CHECKING:
     from r21d.evaluation.predict import Prediction
     from r21d.models import VideoResNet
-
-SOME_FAILED_EXIT = 1
 
 
 def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
@@ -28,8 +26,8 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="classify videos with a trained network",
         description="Classify each video by the mean score of evenly spaced clips. A file that "
-        "cannot be decoded is reported and the others are still classified; the exit code is 1 "
-        "then.",
+        "cannot be decoded, or whose picture cannot be drawn, is reported and the others are "
+        "still classified; the exit code is 1 then.",
         epilog="example: r21d predict a.mp4 b.mov --checkpoint runs/mine/best.safetensors "
         "--filmstrip strips/",
     )
@@ -51,31 +49,49 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Classify every video; 1 where some failed."""
-    from r21d.evaluation.predict import predict
-    from r21d.video import VideoError
-
     pictures = _picture_paths(args.filmstrip, args.videos)
     model = load_model(args.checkpoint, resolve_device(args.device))
     results: list[dict[str, Any]] = []
-    failed = False
     with progress_bar("videos", len(args.videos)) as advance:
         for path, picture in zip(args.videos, pictures, strict=True):
-            try:
-                prediction = predict(model, path, args.clips, args.topk)
-                if picture is not None:
-                    draw(model, prediction, picture)
-            except VideoError as error:
-                failed = True
-                results.append({"path": path, "error": one_line(error)})
-                print_error(one_line(error))
-            else:
-                results.append(prediction.to_dict())
-                if not args.json:
-                    _print(prediction, picture)
+            results.append(_serve(model, path, picture, args))
             advance(1)
     if args.json:
         print(json.dumps(results, indent=2))
-    return SOME_FAILED_EXIT if failed else 0
+    return SOME_FAILED_EXIT if any("error" in result for result in results) else 0
+
+
+def _serve(
+    model: VideoResNet, path: str, picture: Path | None, args: argparse.Namespace
+) -> dict[str, Any]:
+    """One video's prediction, reported, as JSON values; ``error`` tells what failed."""
+    from r21d.evaluation.predict import predict
+    from r21d.video import VideoError
+
+    failures = (VideoError, OSError, FloatingPointError)
+    try:
+        prediction = predict(model, path, args.clips, args.topk)
+    except failures as error:
+        return {"path": path, "error": _report(path, error)}
+    result = prediction.to_dict()
+    if picture is not None:
+        try:
+            draw(model, prediction, picture)
+        except failures as error:
+            result["error"] = _report(path, error)
+            picture = None
+    if not args.json:
+        _print(prediction, picture)
+    return result
+
+
+def _report(path: str, error: Exception) -> str:
+    """Tell an error in one line that names the video; returns the line."""
+    message = one_line(error)
+    if path not in message:
+        message = f"{path}: {message}"
+    print_error(message)
+    return message
 
 
 def draw(model: VideoResNet, prediction: Prediction, picture: Path) -> None:

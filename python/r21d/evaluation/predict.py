@@ -45,16 +45,13 @@ def predict(
         VideoError: the file cannot be decoded.
         FloatingPointError: the network's scores are not finite.
     """
-    from r21d.video import ClipTransform, InputSpec, clip_starts, probe, read_clips
-    from r21d.video.sampling import clip_span
+    from r21d.video import ClipTransform, InputSpec, probe, read_clips
 
     for name, value in (("clips", clips), ("topk", topk)):
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
     spec = model.input_spec or InputSpec()
-    info = probe(path)
-    span = clip_span(spec.clip_len, spec.frame_rate or info.frame_rate)
-    starts = clip_starts(info.duration, span + 1 / info.frame_rate, clips)
+    starts = probe(path).clip_starts(spec.clip_len, spec.frame_rate, clips)
     frames = read_clips(path, starts, spec.clip_len, spec.frame_rate, size=spec.resize)
     scores = score_clips(model, ClipTransform(spec)(frames)).mean(0)
     names = class_names(None, model, len(scores))

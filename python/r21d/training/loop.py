@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from r21d.atomic import write_atomically
 from r21d.evaluation.evaluate import ClipDataset, EvalResult, class_names, evaluate
 from r21d.evaluation.progress import progress_bar
 from r21d.training.config import TrainConfig, learning_rate
-from r21d.training.state import STATE_FILE, load_state, restore, save_state, write_atomically
+from r21d.training.state import STATE_FILE, load_state, restore, save_state
 
 _log = logging.getLogger(__name__)
 
@@ -46,18 +48,20 @@ def train(
 
     On one machine and one set of versions, equal seeds give equal runs, and a resumed run equals
     an uninterrupted one bit for bit: each epoch draws its random numbers from the seed and its
-    own number. The caller's random state is left as it was.
+    own number. Each item draws from a seed of its own, so any number of workers gives the same
+    run, as long as ``train_set`` draws from nothing but torch's global generator. The caller's
+    random state is left as it was.
 
     Args:
         model: Maps float32 (N, 3, T, H, W) to logits (N, classes).
-        train_set: Items ``(clips (K, 3, T, H, W), label, video index)``; its ``set_epoch(epoch)``
-            is called before each epoch where it has one.
+        train_set: Items ``(clips (K, 3, T, H, W), label, video index)``.
         val_set: The same with the clips to test on, or None.
         config: Settings.
         out: Folder for ``last.safetensors``, ``best.safetensors`` (best video@1, then clip@1;
             only with ``val_set``), ``state.safetensors`` (what ``resume`` reads) and
             ``history.jsonl``, each written atomically after every epoch. None writes nothing.
-        resume: Go on from ``out``; a complete run returns its history at once.
+        resume: Go on from ``out``, whenever the run was interrupted; the other files are made to
+            agree with the state first. A complete run then returns its history.
         overwrite: Replace a run that ``out`` already holds.
         on_epoch: Called with the epoch's row once its files are written.
 
@@ -90,6 +94,7 @@ def train(
         state = load_state(folder / STATE_FILE)
         restore(state, model, optimizer, config.to_dict())
         history = state.history
+        _write_results(folder, model, train_set, state.config, history)
 
     devices = [device] if device.type == "cuda" else []
     for epoch in range(len(history), config.epochs):
@@ -101,15 +106,19 @@ def train(
         history.append(row)
         _log.info("epoch %d: %s", epoch + 1, json.dumps(row))
         if folder is not None:
-            _write_files(folder, model, optimizer, train_set, config, history)
+            # The state first: resuming makes the others from it.
+            save_state(folder / STATE_FILE, model, optimizer, config.to_dict(), history)
+            _write_results(folder, model, train_set, config.to_dict(), history)
         if on_epoch is not None:
             on_epoch(row)
     return history
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """Seed of one epoch's random numbers; distinct for every (seed, epoch)."""
-    return (seed << 24) + epoch
+    """Seed of one epoch's random numbers."""
+    # Hashed, because torch's CPU generator heeds nothing but the lowest 32 bits.
+    digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big")
 
 
 def _prepare_folder(out: str | Path | None, resume: bool, overwrite: bool) -> Path | None:
@@ -142,7 +151,8 @@ def _run_epoch(
 ) -> dict[str, Any]:
     """One pass over the training set; expects the epoch's seed to be set."""
     loader = _loader(dataset, config, epoch)
-    # Sums stay on the device: reading one back each step would stall a GPU.
+    # Sums stay on the device: each number read back makes the host wait for a GPU, and a step
+    # reads one already, whether it may update the weights.
     loss_sum = torch.zeros((), dtype=torch.float64, device=config.device)
     correct = torch.zeros((), dtype=torch.int64, device=config.device)
     seen = 0
@@ -171,19 +181,35 @@ def _run_epoch(
 
 
 def _loader(dataset: ClipDataset, config: TrainConfig, epoch: int) -> DataLoader[Any]:
-    if hasattr(dataset, "set_epoch"):
-        dataset.set_epoch(epoch)
+    generator = torch.Generator().manual_seed(epoch_seed(config.seed, epoch))
     # Batch statistics of a single clip do not exist where the last group is down to 1x1x1.
     lonely_last = len(dataset) > config.batch_size and len(dataset) % config.batch_size == 1
     return DataLoader(
-        cast("Dataset[Any]", dataset),
+        _SeededItems(dataset, generator),
         batch_size=config.batch_size,
         shuffle=True,
         drop_last=lonely_last,
         num_workers=config.workers,
-        generator=torch.Generator().manual_seed(epoch_seed(config.seed, epoch)),
+        generator=generator,
         pin_memory=torch.device(config.device).type == "cuda",
     )
+
+
+class _SeededItems(Dataset[Any]):
+    """``dataset``, each item drawn from a seed of its own, whichever process draws it."""
+
+    def __init__(self, dataset: ClipDataset, generator: torch.Generator) -> None:
+        self.dataset = dataset
+        self.seeds = torch.randint(2**32, (len(dataset),), generator=generator).tolist()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would reset a GPU's generator, too, which dropout draws from.
+            torch.default_generator.manual_seed(self.seeds[index])
+            return self.dataset[index]
 
 
 def _forward(model: nn.Module, clips: Tensor, config: TrainConfig) -> Tensor:
@@ -204,13 +230,12 @@ def _step(
     loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
-    values = {"loss": loss.item(), "gradient norm": norm.item()}
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise TrainingDiverged(
-                f"the {name} is {value} in epoch {epoch + 1}, step {index + 1}, at learning rate "
-                f"{optimizer.param_groups[0]['lr']:.3g}; lower lr or raise warmup_epochs"
-            )
+    if not (loss.isfinite() & norm.isfinite()):
+        name, value = ("gradient norm", norm) if math.isfinite(loss.item()) else ("loss", loss)
+        raise TrainingDiverged(
+            f"the {name} is {value.item()} in epoch {epoch + 1}, step {index + 1}, at learning "
+            f"rate {optimizer.param_groups[0]['lr']:.3g}; lower lr or raise warmup_epochs"
+        )
     optimizer.step()
 
 
@@ -234,18 +259,16 @@ def _validate(
     }
 
 
-def _write_files(
+def _write_results(
     folder: Path,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
     train_set: ClipDataset,
-    config: TrainConfig,
+    config: dict[str, Any],
     history: History,
 ) -> None:
-    """Write one epoch's files, the state first: a crash in between is repaired by resuming."""
+    """Write what follows from the last epoch's state: the history and the checkpoints."""
     from r21d.weights.checkpoint import save_checkpoint
 
-    save_state(folder / STATE_FILE, model, optimizer, config.to_dict(), history)
     lines = "".join(json.dumps(row) + "\n" for row in history)
     write_atomically(folder / HISTORY_FILE, lines.encode())
     names = [LAST_FILE, BEST_FILE] if _is_best(history) else [LAST_FILE]
@@ -256,7 +279,7 @@ def _write_files(
             model,
             classes=class_names(train_set, model),
             input=spec.to_dict() if spec is not None else {},
-            extra={"epoch": str(len(history)), "train_config": json.dumps(config.to_dict())},
+            extra={"epoch": str(len(history)), "train_config": json.dumps(config)},
         )
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from r21d.atomic import write_atomically
+from r21d.weights.state_dict import import_safetensors
+
 FORMAT = "r21d-training-state"
 STATE_FILE = "state.safetensors"
-# Settings that change how a run is executed, not what it computes.
+# Where and how far a run goes. Workers change nothing: each item draws from a seed of its own.
 RESUMABLE_CHANGES = ("epochs", "device", "workers", "eval_batch_size")
 
 
@@ -45,7 +46,7 @@ def save_state(
     history: list[dict[str, Any]],
 ) -> None:
     """Write model, momentum, settings and history into one file, in one atomic step."""
-    safetensors = _import_safetensors()
+    safetensors = import_safetensors()
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
@@ -70,7 +71,7 @@ def load_state(path: Path) -> TrainState:
     Raises:
         ResumeError: the file is missing, damaged or not a training state.
     """
-    safetensors = _import_safetensors()
+    safetensors = import_safetensors()
     if not path.is_file():
         raise ResumeError(f"there is no run to resume: {path} does not exist")
     try:
@@ -123,27 +124,3 @@ def restore(
         if name in state.momentum:
             buffer = torch.empty_like(parameter).copy_(state.momentum[name])
             optimizer.state[parameter]["momentum_buffer"] = buffer
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content``; a reader or a crash sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _import_safetensors() -> ModuleType:
-    try:
-        import safetensors
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            "keeping the state of a run needs safetensors: pip install 'r21d[train]'"
-        ) from error
-    return safetensors

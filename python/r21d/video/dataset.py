@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from r21d.video.reader import VideoError, VideoInfo, probe, read_clips, read_video
-from r21d.video.sampling import clip_span, clip_starts, random_clip_start, select_frames
+from r21d.video.sampling import clip_span, random_clip_start, select_frames
 from r21d.video.transforms import ClipTransform, InputSpec
 
 logger = logging.getLogger(__name__)
@@ -34,19 +35,18 @@ class VideoFolder(Dataset[tuple[torch.Tensor, int, int]]):
     ``classes`` are the sorted folder names, or ``labels`` where given (a checkpoint's), of which
     the folders may then be some. Files are told to be videos by their suffix.
 
-    A file that cannot be decoded is reported once as a warning. In test every file is opened at
-    construction; the bad ones are left out of ``samples`` and listed in ``failed`` as
-    ``(path, reason)``. In training they are met while sampling: ``failed`` grows and another video
-    is drawn instead.
+    Every file is opened at construction. Those that cannot be decoded are reported once, as a
+    warning, left out of ``samples`` and listed in ``failed`` as ``(path, reason)``. A file that
+    fails only later, having been removed meanwhile, say, raises VideoError in test; in training it
+    is warned about each time and another video drawn instead.
 
-    Random draws depend on ``seed`` and on torch's global generator, so ``torch.manual_seed``
-    makes them repeatable and restoring torch's state resumes them, worker processes included.
+    Random draws depend on ``seed`` and on torch's global generator alone, so ``torch.manual_seed``
+    makes them repeatable and restoring torch's state resumes them.
     ``cache=True`` keeps every video in memory after its first decoding, as uint8 frames already
     scaled to ``spec.resize``: for small sets, read by the main process.
 
     Raises ValueError for a folder without classes, a single class, a class without videos, a class
-    not among ``labels``, or (test) when no file can be decoded; VideoError (training) when none
-    is left.
+    not among ``labels``, or when no file can be decoded.
     """
 
     def __init__(
@@ -61,10 +61,7 @@ class VideoFolder(Dataset[tuple[torch.Tensor, int, int]]):
         *,
         cache: bool = False,
     ) -> None:
-        if clips < 1:
-            raise ValueError(f"clips must be at least 1, got {clips}")
-        if train and clips != 1:
-            raise ValueError(f"training draws one clip a video: clips must be 1, got {clips}")
+        _check_clips(clips, train)
         self.root = Path(root)
         self.spec = spec
         self.train = train
@@ -73,11 +70,9 @@ class VideoFolder(Dataset[tuple[torch.Tensor, int, int]]):
         self.seed = seed
         self.classes, self.samples = _scan(self.root, labels)
         self.failed: list[tuple[Path, str]] = []
-        self._bad: set[int] = set()
-        self._infos: dict[int, VideoInfo] = {}
+        self._infos: list[VideoInfo] = []
         self._cache: dict[int, _DecodedVideo] | None = {} if cache else None
-        if not train:
-            self._drop_undecodable()
+        self._probe()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -89,49 +84,55 @@ class VideoFolder(Dataset[tuple[torch.Tensor, int, int]]):
             frames = self._read(index, None)
             return ClipTransform(self.spec)(frames), self.samples[index][1], index
         generator = self._generator()
-        while True:
-            index = self._replacement(index, generator)
+        for candidate in self._candidates(index, generator):
             try:
-                frames = self._read(index, generator)
+                frames = self._read(candidate, generator)
             except VideoError as error:
-                self._report(index, error)
+                logger.warning("another video is drawn instead: %s", error)
                 continue
             transform = ClipTransform(self.spec, True, self.flip, generator)
-            return transform(frames), self.samples[index][1], index
+            return transform(frames), self.samples[candidate][1], candidate
+        raise VideoError(f"{self.root}: none of the {len(self.samples)} videos can be decoded")
 
-    def _drop_undecodable(self) -> None:
-        good: list[tuple[Path, int]] = []
-        for index, sample in enumerate(self.samples):
+    def subset(self, indices: Sequence[int], train: bool, clips: int = 1) -> VideoFolder:
+        """The videos at ``indices`` as a set of their own, without opening any file again.
+
+        ``train`` and ``clips`` as in the constructor. ``failed`` is empty: those files are in no
+        subset.
+        """
+        _check_clips(clips, train)
+        part = copy.copy(self)
+        part.train, part.clips = train, clips
+        part.samples = [self.samples[index] for index in indices]
+        part.failed = []
+        part._infos = [self._infos[index] for index in indices]
+        part._cache = None if self._cache is None else {}
+        return part
+
+    def _probe(self) -> None:
+        """Open every file; keep those that can be decoded."""
+        found = self.samples
+        self.samples = []
+        for path, label in found:
             try:
-                self._infos[len(good)] = probe(sample[0])
+                self._infos.append(probe(path))
             except VideoError as error:
-                self._report(index, error)
+                self.failed.append((path, str(error)))
+                logger.warning("skipped: %s", error)
             else:
-                good.append(sample)
-        if not good:
+                self.samples.append((path, label))
+        if not self.samples:
             raise ValueError(
-                f"{self.root}: none of the {len(self.samples)} video files can be decoded;"
+                f"{self.root}: none of the {len(found)} video files can be decoded;"
                 f" the first: {self.failed[0][1]}"
             )
-        self.samples = good
 
-    def _report(self, index: int, error: VideoError) -> None:
-        path = self.samples[index][0]
-        self._bad.add(index)
-        self.failed.append((path, str(error)))
-        logger.warning("skipped: %s", error)
-
-    def _replacement(self, index: int, generator: torch.Generator) -> int:
-        """``index``, or another video's where that one is known to be undecodable."""
-        if index not in self._bad:
-            return index
-        left = [i for i in range(len(self.samples)) if i not in self._bad]
-        if not left:
-            raise VideoError(
-                f"{self.root}: none of the {len(self.samples)} video files can be decoded;"
-                f" the first: {self.failed[0][1]}"
-            )
-        return left[int(torch.randint(len(left), (), generator=generator))]
+    def _candidates(self, index: int, generator: torch.Generator) -> Iterator[int]:
+        """``index``, then the others in random order."""
+        yield index
+        for other in torch.randperm(len(self.samples), generator=generator).tolist():
+            if other != index:
+                yield other
 
     def _generator(self) -> torch.Generator:
         """A fresh source of randomness for one item."""
@@ -140,12 +141,11 @@ class VideoFolder(Dataset[tuple[torch.Tensor, int, int]]):
 
     def _read(self, index: int, generator: torch.Generator | None) -> torch.Tensor:
         """uint8 (K, T, h, w, 3), scaled to ``spec.resize``."""
-        info = self._info(index)
-        span = clip_span(self.spec.clip_len, self.spec.frame_rate or info.frame_rate)
+        info = self._infos[index]
         if generator is None:
-            # The last clip ends on the last frame, which is on display for one more period.
-            starts = clip_starts(info.duration, span + 1 / info.frame_rate, self.clips)
+            starts = info.clip_starts(self.spec.clip_len, self.spec.frame_rate, self.clips)
         else:
+            span = clip_span(self.spec.clip_len, self.spec.frame_rate or info.frame_rate)
             starts = [random_clip_start(info.duration, span, generator)]
         if self._cache is None:
             return read_clips(
@@ -154,11 +154,6 @@ class VideoFolder(Dataset[tuple[torch.Tensor, int, int]]):
         if index not in self._cache:
             self._cache[index] = _DecodedVideo(*read_video(info.path, size=self.spec.resize))
         return self._cache[index].clips(starts, self.spec)
-
-    def _info(self, index: int) -> VideoInfo:
-        if index not in self._infos:
-            self._infos[index] = probe(self.samples[index][0])
-        return self._infos[index]
 
 
 @dataclass(frozen=True)
@@ -172,6 +167,13 @@ class _DecodedVideo:
         timed = zip(self.times, range(len(self.times)), strict=True)
         chosen = select_frames(timed, starts, spec.clip_len, spec.frame_rate, int)
         return self.frames[torch.tensor(chosen)]
+
+
+def _check_clips(clips: int, train: bool) -> None:
+    if clips < 1:
+        raise ValueError(f"clips must be at least 1, got {clips}")
+    if train and clips != 1:
+        raise ValueError(f"training draws one clip a video: clips must be 1, got {clips}")
 
 
 def _scan(root: Path, labels: Sequence[str] | None) -> tuple[list[str], list[tuple[Path, int]]]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -56,7 +56,7 @@ class Decoder:
         self._converter = self._av.video.reformatter.VideoReformatter()
         self._open()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Decoder:
         return self
 
     def __exit__(

@@ -16,7 +16,6 @@ import itertools
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from r21d.atomic import write_atomically
 from r21d.video.writer import write_video
 
 FRAME_RATE = 25.0
@@ -147,8 +147,8 @@ def load_photograph(name: str) -> Image:
     path = Path(installed).parent / "data" / name
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: the installed scikit-image does not ship this photograph;"
-            " install scikit-image 0.26"
+            f"{path}: the installed scikit-image lacks the photograph {name};"
+            " pip install 'r21d[demo]' brings one that has it"
         )
     image: Image = np.asarray(io.imread(path), dtype=np.uint8)
     image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image[..., :3]
@@ -298,10 +298,7 @@ def _prepare(root: Path, plan: dict[str, Any]) -> bool:
     for folder in {file.parent for file in files}:
         folder.mkdir(parents=True, exist_ok=True)
     # Before the first video: an interrupted run can then be cleaned up and repeated.
-    with tempfile.TemporaryDirectory(dir=root, prefix=".motion-") as scratch:
-        temporary = Path(scratch, _MANIFEST)
-        temporary.write_text(json.dumps(plan))
-        os.replace(temporary, manifest)
+    write_atomically(manifest, json.dumps(plan).encode())
     return True
 
 

@@ -14,7 +14,14 @@ import torch
 
 from r21d.video.decoder import Decoder, VideoError
 from r21d.video.resize import resize_frames
-from r21d.video.sampling import TOLERANCE, check_clip_len, check_frame_rate, select_frames
+from r21d.video.sampling import (
+    TOLERANCE,
+    check_clip_len,
+    check_frame_rate,
+    clip_span,
+    clip_starts,
+    select_frames,
+)
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -43,6 +50,15 @@ class VideoInfo:
     height: int
     rotation: int
     codec: str
+
+    def clip_starts(self, clip_len: int, frame_rate: float | None, clips: int) -> list[float]:
+        """Start times (seconds) of ``clips`` evenly spaced clips, as `r21d.video.clip_starts`.
+
+        The last of several clips ends on the video's last frame.
+        """
+        span = clip_span(clip_len, frame_rate or self.frame_rate)
+        # That frame is on display for one more period.
+        return clip_starts(self.duration, span + 1 / self.frame_rate, clips)
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
-import tempfile
 from fractions import Fraction
-from pathlib import Path
 
 import torch
 
+from r21d.atomic import write_atomically
 from r21d.video.decoder import import_av
 from r21d.video.sampling import check_frame_rate
 
@@ -33,18 +33,15 @@ def write_video(
     rate = Fraction(check_frame_rate(frame_rate)).limit_denominator(100_000)
     if not 0 <= quantizer <= 51:
         raise ValueError(f"quantizer must be between 0 and 51, got {quantizer}")
-    target = Path(path)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".video-") as folder:
-        temporary = os.path.join(folder, "video.mp4")
-        _encode(temporary, frames, rate, _options(quantizer, all_intra))
-        os.replace(temporary, target)
+    write_atomically(path, _encode(frames, rate, _options(quantizer, all_intra)))
 
 
-def _encode(name: str, frames: torch.Tensor, rate: Fraction, options: dict[str, str]) -> None:
+def _encode(frames: torch.Tensor, rate: Fraction, options: dict[str, str]) -> bytes:
     av = import_av()
+    content = io.BytesIO()
     colours = av.video.reformatter
     converter = colours.VideoReformatter()
-    with av.open(name, "w", format="mp4") as container:
+    with av.open(content, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
@@ -61,6 +58,7 @@ def _encode(name: str, frames: torch.Tensor, rate: Fraction, options: dict[str, 
             )
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return content.getvalue()
 
 
 def _options(quantizer: int, all_intra: bool) -> dict[str, str]:

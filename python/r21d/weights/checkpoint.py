@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from r21d.atomic import write_atomically
 from r21d.models.registry import create_model
 from r21d.models.resnet import VideoResNet
-from r21d.weights.state_dict import describe_mismatch, read_state_dict
+from r21d.weights.state_dict import describe_mismatch, import_safetensors, read_state_dict
 
 FORMAT = "r21d"
 VERSION = 1
@@ -213,24 +213,10 @@ def _parse(
 
 
 def _write(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    from r21d.weights.state_dict import import_safetensors
-
     safetensors = import_safetensors()
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"directory {path.parent} for checkpoint {path.name} is missing")
     # Cloned: safetensors takes neither shared memory nor channels_last strides.
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
     }
-    content = safetensors.torch.save(tensors, metadata=metadata)
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with unfinished.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    write_atomically(path, safetensors.torch.save(tensors, metadata=metadata))

@@ -64,7 +64,7 @@ def import_safetensors() -> ModuleType:
         import safetensors.torch
     except ImportError as error:
         raise ImportError(
-            "safetensors is needed to read and write checkpoints; pip install 'r21d[train]'"
+            "reading and writing weights needs safetensors: pip install 'r21d[train]'"
         ) from error
     return safetensors
 

@@ -13,9 +13,12 @@ import torch
 
 from r21d.cli import main
 from r21d.cli.tables import plain_table
-from r21d.models import create_model
-from r21d.video import InputSpec
+from r21d.evaluation import Prediction, predict
+from r21d.models import VideoResNet, create_model
+from r21d.video import InputSpec, write_video
 from r21d.weights import save_checkpoint
+from r21d_ops import native
+from r21d_ops.backends import cpu
 
 CLASSES = ["bend", "run", "wave1"]
 SPEC = InputSpec(clip_len=4, frame_rate=12.5, resize=(40, 50), crop=(32, 32))
@@ -52,6 +55,16 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0)
     return json.loads(capsys.readouterr().out)
 
 
+def run_module(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "r21d", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": ":".join(filter(None, sys.path)), **environment},
+    )
+
+
 def test_doctor_tells_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
     report = run_json(capsys, "doctor")
     assert report["torch"] == torch.__version__
@@ -62,6 +75,41 @@ def test_doctor_tells_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert torch.__version__ in text
     assert all(row["name"] in text for row in report["backends"])
+
+
+def test_doctor_tells_what_is_wrong_with_the_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "R21D_CPU_ISA=bogus is not known;\nthis build has generic"
+
+    def refuse() -> dict[str, Any]:
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr("r21d_ops.native.build_info", refuse)
+    assert run_json(capsys, "doctor")["native"]["reason"] == " ".join(reason.split())
+    assert main(["doctor"]) == 0
+    assert "R21D_CPU_ISA=bogus is not known; this build has generic" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(native.load_error is not None, reason=str(native.load_error))
+def test_doctor_survives_an_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run_module("doctor", "--json", R21D_CPU_ISA="bogus")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "R21D_CPU_ISA=bogus" in json.loads(done.stdout)["native"]["reason"]
+
+
+def test_a_forced_backend_that_cannot_run_is_told_in_one_line(
+    checkpoint: Path,
+    videos: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("R21D_BACKEND", "cpu")
+    monkeypatch.setattr(cpu, "unavailable", lambda: "there is none")
+    assert main(["predict", videos[0], "--checkpoint", str(checkpoint), "--clips", "1"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("r21d: error: ") and "there is none" in lines[0]
 
 
 def test_info_gives_the_published_figures(capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,6 +171,52 @@ def test_filmstrips_of_equal_names_do_not_overwrite(
     ]
 
 
+@pytest.fixture
+def videos(tmp_path: Path) -> list[str]:
+    """Two videos of noise."""
+    paths = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
+    for path in paths:
+        write_video(path, torch.randint(0, 255, (8, 48, 64, 3), dtype=torch.uint8))
+    return [str(path) for path in paths]
+
+
+def test_predictions_outlive_filmstrips_that_cannot_be_written(
+    checkpoint: Path, videos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    arguments = ["predict", *videos, "--checkpoint", str(checkpoint), "--clips", "1"]
+    arguments += ["--filmstrip", str(tmp_path / "file" / "strips")]
+    results = run_json(capsys, *arguments, code=1)
+    assert [result["path"] for result in results] == videos
+    assert all(len(result["top"]) == 3 for result in results)
+    assert all("Not a directory" in result["error"] for result in results)
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out.count("%") == 6
+    assert "filmstrip" not in captured.out
+    lines = captured.err.strip().splitlines()
+    assert [path in line for path, line in zip(videos, lines, strict=True)] == [True, True]
+
+
+def test_scores_that_are_not_finite_fail_their_video_alone(
+    checkpoint: Path,
+    videos: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def first_overflows(model: VideoResNet, path: str, *options: int) -> Prediction:
+        if path == videos[0]:
+            raise FloatingPointError("the network's scores are not finite")
+        return predict(model, path, *options)
+
+    # By name the function of the package would be found instead of its module.
+    monkeypatch.setattr(sys.modules["r21d.evaluation.predict"], "predict", first_overflows)
+    arguments = ["predict", *videos, "--checkpoint", str(checkpoint), "--clips", "1"]
+    bad, good = run_json(capsys, *arguments, code=1)
+    assert bad == {"path": videos[0], "error": f"{videos[0]}: the network's scores are not finite"}
+    assert "error" not in good and len(good["top"]) == 3
+
+
 def test_train_eval_predict(
     actions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,12 +244,17 @@ def test_eval_leaves_out_what_cannot_be_decoded(
 ) -> None:
     (actions / "bend" / "text.mp4").write_text("no video")
     arguments = ["eval", str(actions), "--checkpoint", str(checkpoint), "--clips", "1"]
-    result = run_json(capsys, *arguments)
+    result = run_json(capsys, *arguments, code=1)
     assert [Path(row["path"]).name for row in result["failed"]] == ["text.mp4"]
     assert result["videos"] == 10
-    assert main([*arguments, "--confusion"]) == 0
-    text = capsys.readouterr().out
-    assert "clip@1" in text and "left out: " in text and "wave1" in text
+    assert main([*arguments, "--confusion"]) == 1
+    captured = capsys.readouterr()
+    assert all(part in captured.out for part in ("clip@1", "left out: ", "wave1"))
+    lines = [line for line in captured.err.splitlines() if line.startswith("r21d: error: ")]
+    bad = actions / "bend" / "text.mp4"
+    assert lines == [f"r21d: error: left out 1 of 11 videos: {bad}"]
+    bad.unlink()
+    assert main(arguments) == 0
 
 
 def test_eval_refuses_classes_the_network_lacks(
@@ -167,13 +266,7 @@ def test_eval_refuses_classes_the_network_lacks(
 
 
 def test_runs_as_a_module() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "r21d", "info", "r2plus1d_18", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
-    )
+    done = run_module("info", "r2plus1d_18", "--json")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert json.loads(done.stdout)["r2plus1d_18"]["last_conv"] == [1, 7, 7]

@@ -5,14 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from r21d.cli import main
 from r21d.cli.demo_motion import Run, failures, required, sampling_bound
-from r21d.cli.demo_product import CLIP, Row, compare, differences, prepare
+from r21d.cli.demo_product import (
+    CLIP,
+    Row,
+    _peak_in_own_process,
+    compare,
+    differences,
+    prepare,
+    show,
+)
 from r21d.cli.peak_memory import measure_peak
 from r21d.cli.stock_r2plus1d import build_stock
 from r21d.evaluation import EvalResult
@@ -69,6 +80,37 @@ def test_stock_network_is_the_published_one() -> None:
     assert all(
         "r21d" not in type(m).__module__ or "Stock" in type(m).__name__ for m in stock.modules()
     )
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import sys; sys.exit('first\\nRuntimeError: no shared memory')", "no shared memory"),
+        ("import os; os.abort()", "SIGABRT"),
+    ],
+)
+def test_a_failing_memory_probe_is_a_note(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, code: str, reason: str
+) -> None:
+    run = subprocess.run
+
+    def broken(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        return run([command[0], "-c", code], **options)
+
+    monkeypatch.setattr(subprocess, "run", broken)
+    peak, problem = _peak_in_own_process("stock", "float32", 0)
+    assert peak is None and reason in problem
+    row = dataclasses.replace(_row("stock", 1e-6), peak_problem=problem)
+    show([row, dataclasses.replace(row, variant="fuse(stock)")], "a test")
+    text = capsys.readouterr().out
+    assert text.count("n/a") == 3
+    assert text.count(reason) == 1
+
+
+def test_a_memory_probe_that_cannot_start_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    peak, problem = _peak_in_own_process("stock", "float32", 0)
+    assert peak is None and "/nowhere/python" in problem
 
 
 def test_peak_memory_sees_the_activations() -> None:

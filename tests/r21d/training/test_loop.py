@@ -9,14 +9,16 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
 from r21d.models import VideoResNet, create_model
 from r21d.training import ResumeError, TrainConfig, TrainingDiverged, train
 from r21d.training.loop import epoch_seed
 from r21d.video import InputSpec
-from r21d.weights import load_checkpoint
+from r21d.weights import load_checkpoint, save_checkpoint
 
 FILES = ("last.safetensors", "best.safetensors", "state.safetensors", "history.jsonl")
 CONFIG = TrainConfig(epochs=4, batch_size=4, lr=0.05, schedule="cosine", warmup_epochs=1.0)
@@ -66,16 +68,33 @@ def run(out: Path | None = None, config: TrainConfig = CONFIG, **options: Any) -
     return model, history
 
 
+def changed(**settings: Any) -> TrainConfig:
+    return TrainConfig(**{**CONFIG.to_dict(), **settings})
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What a run's files hold; the bytes of equal safetensors files may differ in their order."""
+    found: dict[str, Any] = {}
+    for name in FILES:
+        if not name.endswith(".safetensors"):
+            found[name] = (folder / name).read_text()
+            continue
+        with safe_open(folder / name, framework="pt") as file:
+            tensors = {key: file.get_tensor(key).tolist() for key in file.keys()}  # noqa: SIM118
+            found[name] = (file.metadata(), tensors)
+    return found
+
+
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return all(torch.equal(x, y) for x, y in pairs)
 
 
 def test_learns_and_writes_its_files(tmp_path: Path) -> None:
-    config = TrainConfig(epochs=12, batch_size=4, lr=0.02, schedule="cosine", warmup_epochs=1.0)
-    model = small_model()
+    config = TrainConfig(epochs=12, batch_size=8, lr=0.02, schedule="cosine", warmup_epochs=1.0)
+    model = small_model(dropout=0.0)
     val_set = FixedValidation(6, clips=2, size=16)
-    history = train(model, Shades(size=16), val_set, config, out=tmp_path)
+    history = train(model, Shades(24, size=16), val_set, config, out=tmp_path)
     assert history[-1]["video_top1"] == 1.0
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     assert [row["epoch"] for row in history] == list(range(1, 13))
@@ -103,22 +122,64 @@ def test_equal_seeds_give_equal_runs_and_others_do_not() -> None:
     again, history_again = run()
     assert history == history_again
     assert same_weights(model, again)
-    other, history_other = run(config=TrainConfig(**{**CONFIG.to_dict(), "seed": 1}))
+    other, history_other = run(config=changed(seed=1))
     assert history != history_other
     assert not same_weights(model, other)
 
 
-def test_worker_processes_are_seeded() -> None:
-    config = TrainConfig(**{**CONFIG.to_dict(), "epochs": 1, "workers": 2})
-    model, history = run(config=config)
-    again, history_again = run(config=config)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_gives_the_same_run(workers: int) -> None:
+    model, history = run(config=changed(epochs=2))
+    again, history_again = run(config=changed(epochs=2, workers=workers))
     assert history == history_again
     assert same_weights(model, again)
 
 
+def test_no_two_draws_are_alike() -> None:
+    class Recorded(Shades):
+        """Remembers what it gave."""
+
+        given: ClassVar[list[Tensor]] = []
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+            item = super().__getitem__(index)
+            self.given.append(item[0].sum())
+            return item
+
+    train(small_model(), Recorded(), None, changed(epochs=3))
+    assert len(torch.stack(Recorded.given).unique()) == len(Recorded.given) == 36
+
+
+def test_a_step_reads_the_device_once() -> None:
+    class Reads(TorchDispatchMode):
+        """Counts tensors turned into numbers."""
+
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    class Still(Shades):
+        """No random numbers."""
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+            return torch.full((1, 3, 4, 8, 8), float(index)), index % 2, index
+
+    def count(videos: int) -> int:
+        with Reads() as reads:
+            train(small_model(), Still(videos), None, changed(epochs=1))
+        return reads.count
+
+    assert count(20) - count(12) == 2
+
+
 def test_epoch_seeds_are_distinct() -> None:
-    seeds = {epoch_seed(seed, epoch) for seed in range(20) for epoch in range(200)}
-    assert len(seeds) == 20 * 200
+    runs = [*range(10), *(2**power for power in range(8, 32, 3))]
+    seeds = [epoch_seed(seed, epoch) for seed in runs for epoch in range(50)]
+    # What they lead to, not the numbers themselves: generators do not heed all of a seed.
+    drawn = [torch.rand(3, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    assert len(torch.stack(drawn).unique(dim=0)) == len(seeds)
 
 
 def test_callers_random_state_is_left_alone() -> None:
@@ -151,6 +212,35 @@ def test_resumed_run_equals_uninterrupted_one(tmp_path: Path, stop_after: int) -
             assert torch.equal(tensor, together.state_dict[key]), key
 
 
+@pytest.mark.parametrize("interrupted", range(1, 5))
+def test_an_interrupt_between_files_is_repaired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: int
+) -> None:
+    # Each epoch is better than the one before: two checkpoints an epoch, in two epochs.
+    val_scores = iter([0.25, 0.5] * 2)
+
+    def validate(*_: Any) -> dict[str, float]:
+        score = next(val_scores)
+        return {"clip_top1": score, "video_top1": score}
+
+    monkeypatch.setattr("r21d.training.loop._validate", validate)
+    run(tmp_path / "whole", changed(epochs=2))
+    calls = 0
+
+    def interrupt(*args: Any, **options: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == interrupted:
+            raise KeyboardInterrupt
+        save_checkpoint(*args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("r21d.weights.checkpoint.save_checkpoint", interrupt)
+        run(tmp_path / "parts", changed(epochs=2))
+    run(tmp_path / "parts", changed(epochs=2), resume=True)
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
 def test_resuming_a_complete_run_returns_its_history(tmp_path: Path) -> None:
     model, history = run(tmp_path)
     again, history_again = run(tmp_path, resume=True)
@@ -174,7 +264,7 @@ def test_resume_refuses_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="resume needs out"):
         run(None, resume=True)
     run(tmp_path)
-    other = TrainConfig(**{**CONFIG.to_dict(), "lr": 0.01})
+    other = changed(lr=0.01)
     with pytest.raises(ResumeError, match=r"lr was 0\.05 and is now 0\.01"):
         run(tmp_path, other, resume=True)
     wider = small_model(stem_channels=8)
@@ -203,12 +293,12 @@ def test_a_checkpoint_is_not_a_state(tmp_path: Path) -> None:
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_non_finite_loss_stops_and_keeps_the_files(tmp_path: Path, poison: float) -> None:
     run(tmp_path)
-    before = {name: (tmp_path / name).read_bytes() for name in FILES}
-    longer = TrainConfig(**{**CONFIG.to_dict(), "epochs": 6})
+    before = contents(tmp_path)
+    longer = changed(epochs=6)
     model = small_model()
     with pytest.raises(TrainingDiverged, match=r"the loss is nan in epoch 5, step 1.*lower lr"):
         train(model, Shades(poison=poison), None, longer, out=tmp_path, resume=True)
-    assert {name: (tmp_path / name).read_bytes() for name in FILES} == before
+    assert contents(tmp_path) == before
 
 
 def test_non_finite_gradient_stops_before_the_update() -> None:
@@ -241,7 +331,7 @@ def test_a_last_batch_of_one_clip_is_dropped() -> None:
 
 
 def test_bfloat16_autocast_keeps_float32_weights() -> None:
-    config = TrainConfig(**{**CONFIG.to_dict(), "dtype": "bfloat16", "epochs": 8})
+    config = changed(dtype="bfloat16", epochs=8)
     model = small_model()
     # 32 pixels keep layer4 at 2x2: torch 2.13's bfloat16 weight gradient of a padded convolution
     # over 1x1 pixels on the CPU holds uninitialised memory.

@@ -46,16 +46,35 @@ def test_the_seed_decides_the_split(tmp_path: Path) -> None:
     assert any(held(seed) != held(0) for seed in range(1, 5))
 
 
-def test_undecodable_files_are_reported_where_they_were_held_out(tmp_path: Path) -> None:
+def test_undecodable_files_are_on_neither_side_and_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root = write_folder(tmp_path, {"a": 3, "b": 3})
     (root / "a" / "bad.mp4").write_bytes(b"nothing to see")
-    for seed in range(20):
-        train_set, val_set = split_folder(root, SPEC, 0.5, seed=seed)
-        in_training = any(path.name == "bad.mp4" for path, _ in train_set.samples)
-        assert [path.name for path, _ in val_set.failed] == ([] if in_training else ["bad.mp4"])
-        if not in_training:
-            break
-    assert not in_training
+    train_set, val_set = split_folder(root, SPEC, 0.5)
+    names = [path.name for path, _ in (*train_set.samples, *val_set.samples)]
+    assert len(names) == 6
+    assert "bad.mp4" not in names
+    assert [path.name for path, _ in train_set.failed] == ["bad.mp4"]
+    assert val_set.failed == []
+    assert len([r for r in caplog.records if "bad.mp4" in r.getMessage()]) == 1
+
+
+def test_a_class_left_with_one_decodable_video_is_refused(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"a": 1, "b": 3})
+    (root / "a" / "bad.mp4").write_bytes(b"nothing to see")
+    with pytest.raises(ValueError, match=r"class a .* has one video that can be decoded"):
+        split_folder(root, SPEC, 0.5)
+
+
+def test_both_sides_read_their_own_files(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"a": 4, "b": 4})
+    spec = InputSpec(2, None, (16, 16), (16, 16), mean=(0, 0, 0), std=(1, 1, 1))
+    for part in split_folder(root, spec, 0.5):
+        for clips, label, video in (part[index] for index in range(len(part))):
+            path, own = part.samples[video]
+            assert own == label == part.classes.index(path.parent.name)
+            assert clips.mean().item() * 255 == pytest.approx(30 * int(path.stem), abs=5)
 
 
 def test_a_class_of_one_video_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -130,25 +131,52 @@ def test_undecodable_files_in_test_are_left_out_and_listed(folder, caplog):
     assert [dataset[i][2] for i in range(3)] == [0, 1, 2]
 
 
-def test_undecodable_files_in_training_are_replaced_and_reported_once(folder, caplog):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_undecodable_files_in_training_are_left_out_and_reported_once(folder, capfd, workers):
     (folder / "run" / "bad.mp4").write_text("no video")
+    # Worker processes share this one's stderr, but not its captured log records.
+    handler = logging.StreamHandler()
+    logging.getLogger("r21d").addHandler(handler)
+    try:
+        dataset = VideoFolder(folder, SPEC, train=True)
+        loader = DataLoader(dataset, batch_size=None, num_workers=workers)
+        drawn = [video for _ in range(3) for _, _, video in loader]
+    finally:
+        logging.getLogger("r21d").removeHandler(handler)
+    assert drawn == [0, 1, 2] * 3
+    assert [path.name for path, _ in dataset.failed] == ["bad.mp4"]
+    assert capfd.readouterr().err.count("skipped: ") == 1
+
+
+def test_files_removed_while_training_are_replaced_by_any_other(folder, caplog):
     dataset = VideoFolder(folder, SPEC, train=True)
-    bad = [path.name for path, _ in dataset.samples].index("bad.mp4")
-    drawn = {dataset[bad][2] for _ in range(60)}
-    assert drawn == set(range(4)) - {bad}
-    assert len(dataset.failed) == 1
-    assert len([r for r in caplog.records if "bad.mp4" in r.getMessage()]) == 1
+    dataset.samples[1][0].unlink()
+    assert {dataset[1][2] for _ in range(40)} == {0, 2}
+    assert "another video is drawn instead" in caplog.text
+    for path, _ in dataset.samples:
+        path.unlink(missing_ok=True)
+    with pytest.raises(VideoError, match="none of the 3 videos can be decoded"):
+        dataset[0]
 
 
 def test_nothing_decodable(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.mp4").write_text("no video")
-    with pytest.raises(ValueError, match="none of the 2 video files can be decoded"):
-        VideoFolder(tmp_path, SPEC, train=False)
-    dataset = VideoFolder(tmp_path, SPEC, train=True)
-    with pytest.raises(VideoError, match="none of the 2 video files can be decoded"):
-        dataset[0]
+    for train in (False, True):
+        with pytest.raises(ValueError, match="none of the 2 video files can be decoded"):
+            VideoFolder(tmp_path, SPEC, train)
+
+
+def test_subset_reads_the_chosen_files(folder):
+    whole = VideoFolder(folder, SPEC, train=True)
+    part = whole.subset([2, 0], train=False, clips=3)
+    assert [path.name for path, _ in part.samples] == ["b.MP4", "c.mp4"]
+    clips, label, video = part[1]
+    assert (clips.shape[0], label, video) == (3, 0, 1)
+    assert (len(whole), whole.train, whole.clips) == (3, True, 1)
+    with pytest.raises(ValueError, match="clips must be 1, got 2"):
+        whole.subset([0], train=True, clips=2)
 
 
 def _empty_class(root: Path) -> None:

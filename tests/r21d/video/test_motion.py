@@ -181,5 +181,7 @@ def test_bad_arguments(tmp_path, options, message):
 
 
 def test_missing_photograph():
-    with pytest.raises(FileNotFoundError, match="does not ship this photograph"):
+    with pytest.raises(
+        FileNotFoundError, match=r"lacks the photograph .*; pip install 'r21d\[demo\]'"
+    ):
         motion.load_photograph("nothing.png")

@@ -49,6 +49,18 @@ def _remux(source: Path, target: Path, kind: str) -> Path:
     return target
 
 
+@pytest.mark.parametrize(("frame_rate", "step"), [(None, 1), (25.0, 1), (12.5, 2)])
+def test_even_clips_reach_both_ends(counter: Path, frame_rate: float | None, step: int) -> None:
+    starts = probe(counter).clip_starts(6, frame_rate, 3)
+    clips = [_numbers(clip) for clip in read_clips(counter, starts, 6, frame_rate)]
+    span = 5 * step
+    assert clips[0] == list(range(0, span + 1, step))
+    assert clips[2] == list(range(FRAMES - 1 - span, FRAMES, step))
+    assert abs(clips[1][0] - clips[2][0] / 2) <= 1
+    (middle,) = probe(counter).clip_starts(6, frame_rate, 1)
+    assert middle == pytest.approx(starts[1])
+
+
 @pytest.mark.parametrize(
     ("frame_rate", "start", "expected"),
     [

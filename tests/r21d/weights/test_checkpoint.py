@@ -131,7 +131,7 @@ def test_models_that_cannot_be_rebuilt_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"got DataParallel; pass the network beneath"):
         save_checkpoint(tmp_path / "a", wrapped, classes=LABELS, input=SPEC.to_dict())
     with pytest.raises(
-        FileNotFoundError, match=r"directory .*missing.* for checkpoint a is missing"
+        FileNotFoundError, match=r"cannot write a: its folder .*missing does not exist"
     ):
         save_checkpoint(tmp_path / "missing" / "a", small(), classes=LABELS, input=SPEC.to_dict())
     assert os.listdir(tmp_path) == []
