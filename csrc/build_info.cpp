@@ -12,8 +12,19 @@
 namespace r21d {
 namespace {
 
+constexpr int kCapacity = 8;
+
+std::string cpu_isas() {
+  const cpu::Isa* tables[kCapacity];
+  const int count = cpu::available_isas(tables, kCapacity);
+  std::string names;
+  for (int i = 0; i < count; ++i) {
+    names += std::string(i > 0 ? " " : "") + tables[i]->name;
+  }
+  return names;
+}
+
 std::string build_info() {
-  constexpr int kCapacity = 8;
   const cpu::Isa* tables[kCapacity];
   const int count = cpu::available_isas(tables, kCapacity);
   std::ostringstream json;
@@ -36,4 +47,5 @@ std::string build_info() {
 
 STABLE_TORCH_LIBRARY_IMPL(r21d, CompositeExplicitAutograd, m) {
   m.impl("build_info", TORCH_BOX(&r21d::build_info));
+  m.impl("cpu_isas", TORCH_BOX(&r21d::cpu_isas));
 }

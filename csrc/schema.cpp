@@ -29,4 +29,6 @@ STABLE_TORCH_LIBRARY(r21d, m) {
       "-> Tensor");
   // JSON: what the library was built with and what this machine offers
   m.def("build_info() -> str");
+  // names of the CPU instruction sets that can run here, best first
+  m.def("cpu_isas() -> str");
 }

@@ -159,16 +159,16 @@ def run(
 ) -> Tensor:
     """:func:`conv2plus1d` after its checks; ``group`` is the process group of a SyncBatchNorm."""
     name = choose(problem, backend)
-    if name != "eager" and _has_tangent(
-        x, spatial_weight, temporal_weight, running_mean, running_var, bn_weight, bn_bias, residual
-    ):
-        # The operators of the library would drop the tangent without a word.
-        if forced_name(backend) is not None:
-            raise BackendError(f"backend {name!r} does not serve forward-mode AD; eager does")
-        name = "eager"
     inputs = (x, spatial_weight, temporal_weight, bn_weight, bn_bias)
-    differentiable = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (*inputs, out_scale, out_shift, residual)
+    epilogue = (out_scale, out_shift, residual)
+    forward_mode = _has_tangent(*inputs, running_mean, running_var, *epilogue)
+    if forward_mode:
+        name = _forward_mode_backend(name, backend, batch_statistics)
+    # eager's operations carry tangents and gradients by themselves.
+    differentiable = (
+        not forward_mode
+        and torch.is_grad_enabled()
+        and any(t is not None and t.requires_grad for t in (*inputs, *epilogue))
     )
     if not batch_statistics and not differentiable:
         assert running_mean is not None and running_var is not None
@@ -213,8 +213,20 @@ def _has_tangent(*tensors: Tensor | None) -> bool:
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
+def _forward_mode_backend(name: str, backend: str | None, batch_statistics: bool) -> str:
+    """``eager``, whose stock operations carry tangents; others would drop them without a word."""
+    if batch_statistics:
+        raise BackendError(
+            "forward-mode AD is served with frozen statistics alone, not with the batch's; use "
+            "r21d_ops.reference.conv2plus1d_reference or stock layers"
+        )
+    if name != "eager" and forced_name(backend) is not None:
+        raise BackendError(f"backend {name!r} does not serve forward-mode AD; eager does")
+    return "eager"
+
+
 def _wide(vector: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if vector is None else vector.detach().to(like.dtype).contiguous()
+    return None if vector is None else vector.to(like.dtype).contiguous()
 
 
 def _epilogue(

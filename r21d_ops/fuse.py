@@ -76,7 +76,8 @@ def _why_kept(module: nn.Sequential) -> str | None:
         name
         for ancestor in kind.__mro__[: kind.__mro__.index(nn.Sequential)]
         for name in vars(ancestor)
-        if not name.startswith("_") and not hasattr(Conv2Plus1D, name)
+        if not name.startswith("_")
+        and (not hasattr(Conv2Plus1D, name) or hasattr(nn.Sequential, name))
     ]
     # The swapped sequence is of our class: what only the user's class has would be gone.
     return f"{kind.__name__} has members of its own: {', '.join(own)}" if own else None

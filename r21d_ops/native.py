@@ -6,7 +6,9 @@ The signatures are in ``csrc/schema.cpp``. Each operator has a fake implementati
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,19 @@ def build_info() -> dict[str, Any]:
         return {}
     info: dict[str, Any] = json.loads(torch.ops.r21d.build_info())
     return info
+
+
+def isa_error() -> str | None:
+    """Why ``R21D_CPU_ISA`` cannot be served by this build on this CPU, or None."""
+    forced = os.environ.get("R21D_CPU_ISA")
+    if not forced or torch.compiler.is_compiling() or forced in _usable_isas():
+        return None
+    return f"R21D_CPU_ISA={forced} is not one of {', '.join(_usable_isas())}, which run here"
+
+
+@functools.cache
+def _usable_isas() -> tuple[str, ...]:
+    return tuple(torch.ops.r21d.cpu_isas().split())
 
 
 def _like_ndhwc(x: Tensor, shape: Sequence[int]) -> Tensor:

@@ -20,8 +20,8 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def unavailable() -> str | None:
-    """Needs the native library."""
-    return native.load_error
+    """Needs the native library, and an instruction set that ``R21D_CPU_ISA`` may name."""
+    return native.load_error or native.isa_error()
 
 
 def can_run(problem: Problem) -> str | None:

@@ -115,13 +115,15 @@ def test_compiled_with_a_dynamic_batch(backend: Backend) -> None:
 def test_compiled_fused_model(backend: Backend) -> None:
     """Without a code generator: what the tracer makes of a whole fused model, in one graph."""
     stock = randomize(TinyNet()).eval()
-    model = r21d_ops.fuse(stock)
-    x = torch.randn(2, 3, 4, 10, 9)
+    traced = torch.compile(r21d_ops.fuse(stock), fullgraph=True, backend="aot_eager")
+    exact, ways = copy.deepcopy(stock).double(), stock_ways(stock)
+
+    def draw() -> Draw:
+        x = torch.randn(2, 3, 4, 10, 9)
+        return traced(x), exact(x.double()), [way(x) for way in ways]
+
     with torch.no_grad():
-        traced = torch.compile(model, fullgraph=True, backend="aot_eager")
-        y = traced(x)
-        exact = copy.deepcopy(stock).double()(x.double())
-        assert_accurate(y, exact, [way(x) for way in stock_ways(stock)])
+        assert_accurate_over_draws(draw)
 
 
 def test_exported_and_run(backend: Backend, x: Tensor) -> None:

@@ -96,8 +96,8 @@ def test_sync_norm_reduces_sums_and_counts(
 
     def of_rank(name: str, rank: int, number: int) -> Draw:
         expected, stock = _whole_batch(number)
-        whole = (expected[name], *stock[name])
-        exact, *others = (share(tensor, SPLITS[split], rank) for tensor in whole)
+        results_of_all = (expected[name], *stock[name])
+        exact, *others = (share(tensor, SPLITS[split], rank) for tensor in results_of_all)
         return ours(name, rank, number), exact, others
 
     def whole(name: str, rank: int, number: int) -> Draw:
