@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
 from r21d_ops import functional
+from r21d_ops.arguments import autocast, check_arguments
 from r21d_ops.autograd import fold_norm
 from r21d_ops.problem import paper_midplanes, triple
 
@@ -141,10 +142,10 @@ def run_fused(
     spatial, norm, _, temporal = children
     assert isinstance(spatial, nn.Conv3d) and isinstance(temporal, nn.Conv3d)
     assert isinstance(norm, (nn.BatchNorm3d, nn.SyncBatchNorm))
-    x, spatial_weight, temporal_weight, residual = functional.autocast(
+    x, spatial_weight, temporal_weight, residual = autocast(
         x, spatial.weight, temporal.weight, residual
     )
-    problem = functional.check_arguments(
+    problem = check_arguments(
         x,
         spatial_weight,
         temporal_weight,

@@ -71,12 +71,3 @@ class Problem(NamedTuple):
         """(T', H', W') of the output."""
         t, h, w = self.mid_size
         return (output_size(t, self.kernel[0], self.stride[0], self.padding[0]), h, w)
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds of the two convolutions."""
-        t, h, w = self.mid_size
-        spatial = t * h * w * self.mid_channels * self.in_channels * self.kernel[1] * self.kernel[2]
-        to, ho, wo = self.out_size
-        temporal = to * ho * wo * self.out_channels * self.mid_channels * self.kernel[0]
-        return self.batch * (spatial + temporal)

@@ -167,10 +167,6 @@ Dtype dtype_of(const Tensor& x, const char* name) {
   return Dtype::kBFloat16;
 }
 
-ScalarType scalar_type(Dtype dtype) {
-  return dtype == Dtype::kFloat32 ? ScalarType::Float : ScalarType::BFloat16;
-}
-
 Machine machine(const Isa& isa, Dtype dtype) {
   return {
       static_cast<int>(torch::stable::get_num_threads()),

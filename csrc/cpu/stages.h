@@ -89,8 +89,6 @@ inline char* at(void* data, Dtype dtype, int64_t index) {
 // kFloat32 or kBFloat16; anything else is refused with the argument's name.
 Dtype dtype_of(const Tensor& x, const char* name);
 
-ScalarType scalar_type(Dtype dtype);
-
 Machine machine(const Isa& isa, Dtype dtype);
 
 SpatialGeometry spatial_geometry(
