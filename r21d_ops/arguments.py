@@ -16,6 +16,14 @@ _MAX_CLIP_ELEMENTS = 2**31 - 1
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype of autocast on ``device``; None where it is off."""
+    # Devices without autocast, meta for one, raise when they are asked whether it is on.
+    if not torch.amp.is_autocast_available(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
 def autocast(
     x: Tensor, spatial_weight: Tensor, temporal_weight: Tensor, residual: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -30,9 +38,9 @@ def autocast(
     _check_is_tensor("spatial_weight", spatial_weight)
     _check_is_tensor("temporal_weight", temporal_weight)
     _check_is_tensor("residual", residual, optional=True)
-    if not torch.is_autocast_enabled(x.device.type):
+    dtype = autocast_dtype(x.device)
+    if dtype is None:
         return x, spatial_weight, temporal_weight, residual
-    dtype = torch.get_autocast_dtype(x.device.type)
 
     def cast(t: Tensor) -> Tensor:
         return t if t.dtype == torch.float64 or not t.is_floating_point() else t.to(dtype)

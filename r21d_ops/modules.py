@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,9 +22,12 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from r21d_ops import functional
 from r21d_ops.arguments import autocast, check_arguments
 from r21d_ops.autograd import fold_norm
+from r21d_ops.frozen import frozen_eps
 from r21d_ops.problem import paper_midplanes, triple
+from r21d_ops.symbolic import StandIn
 
-_NORMS = (nn.BatchNorm3d, nn.SyncBatchNorm)
+#: The classes of torch.nn that the operator's BatchNorm stands for.
+NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm3d, nn.SyncBatchNorm)
 # The last two stand for plain tensors while torch.export and torch.compile trace.
 _TENSORS = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)
 _GLOBAL_HOOKS = (
@@ -76,28 +79,48 @@ def _plain_conv(conv: nn.Module, axis: str) -> str | None:
     return None
 
 
-def why_not_fused(children: Sequence[nn.Module]) -> str | None:
-    """Why four children are not the run Conv3d(1×d×d), BatchNorm, ReLU, Conv3d(t×1×1), or None."""
+def why_not_fused(
+    children: Sequence[nn.Module], norms: tuple[type[nn.Module], ...] = NORMS
+) -> str | None:
+    """Why four children are not the run Conv3d(1×d×d), BatchNorm, ReLU, Conv3d(t×1×1), or None.
+
+    ``norms`` are the classes that count as BatchNorm; one that is not in ``NORMS`` must have been
+    found to be frozen (:mod:`r21d_ops.frozen`).
+    """
     if len(children) != 4:
         return f"{len(children)} layers instead of 4"
     spatial, norm, relu, temporal = children
     reason = (
         _plain_conv(spatial, "spatial")
-        or why_not_plain(norm, _NORMS)
+        or why_not_plain(norm, norms)
         or why_not_plain(relu, (nn.ReLU,))
         or _plain_conv(temporal, "temporal")
     )
     if reason is not None:
         return reason
     assert isinstance(spatial, nn.Conv3d) and isinstance(temporal, nn.Conv3d)
-    assert isinstance(norm, (nn.BatchNorm3d, nn.SyncBatchNorm))
-    if not spatial.out_channels == norm.num_features == temporal.in_channels:
+    if not spatial.out_channels == _features(norm) == temporal.in_channels:
         return "channels of the four layers do not fit together"
     if len({t.device for t in _tensors(children)}) > 1:
         return "its layers are on different devices"
+    if type(norm) not in NORMS and any(t.requires_grad for t in _statistics(norm)):
+        return f"the statistics of {type(norm).__name__} want a gradient"
     if spatial.weight.dtype != temporal.weight.dtype:
         return "its convolutions have different dtypes"
     return None
+
+
+def _features(norm: nn.Module) -> int:
+    if isinstance(norm, (nn.BatchNorm3d, nn.SyncBatchNorm)):
+        return norm.num_features
+    mean, _ = _statistics(norm)
+    return mean.numel()
+
+
+def _statistics(frozen: nn.Module) -> tuple[Tensor, Tensor]:
+    mean, variance = frozen.running_mean, frozen.running_var
+    assert isinstance(mean, Tensor) and isinstance(variance, Tensor)
+    return mean, variance
 
 
 def _tensors(children: Sequence[nn.Module]) -> list[Tensor]:
@@ -117,6 +140,37 @@ def _sync_group(norm: nn.Module) -> dist.ProcessGroup | None:
         return None
     group = dist.group.WORLD if norm.process_group is None else norm.process_group
     return group if dist.get_world_size(group) > 1 else None
+
+
+class _Norm(NamedTuple):
+    """What the operator needs of a BatchNorm, whose class may be somebody's frozen one."""
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    batch_statistics: bool
+    momentum: float
+
+
+def _norm_arguments(norm: nn.Module) -> _Norm:
+    """Of a norm that is about to be applied: in training, this counts the batch."""
+    if isinstance(norm, (nn.BatchNorm3d, nn.SyncBatchNorm)) and type(norm) in NORMS:
+        # As in nn.BatchNorm3d: the running statistics are updated in training, used in eval.
+        keeps_running = not norm.training or norm.track_running_stats
+        return _Norm(
+            norm.running_mean if keeps_running else None,
+            norm.running_var if keeps_running else None,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            norm.training or norm.running_mean is None,
+            _average_factor(norm),
+        )
+    frozen: Any = norm
+    vectors = (frozen.running_mean, frozen.running_var, frozen.weight, frozen.bias)
+    return _Norm(*vectors, frozen_eps(norm), False, 0.0)
 
 
 def _average_factor(norm: nn.BatchNorm3d | nn.SyncBatchNorm) -> float:
@@ -141,7 +195,6 @@ def run_fused(
     """Four children for which :func:`why_not_fused` is None, as one operator."""
     spatial, norm, _, temporal = children
     assert isinstance(spatial, nn.Conv3d) and isinstance(temporal, nn.Conv3d)
-    assert isinstance(norm, (nn.BatchNorm3d, nn.SyncBatchNorm))
     x, spatial_weight, temporal_weight, residual = autocast(
         x, spatial.weight, temporal.weight, residual
     )
@@ -155,21 +208,19 @@ def run_fused(
         out_vectors={},
         residual=residual,
     )
-    batch_statistics = norm.training or norm.running_mean is None
-    # As in nn.BatchNorm3d: the running statistics are updated in training, used in eval.
-    keeps_running = not norm.training or norm.track_running_stats
+    arguments = _norm_arguments(norm)
     return functional.run(
         problem,
         x,
         spatial_weight,
         temporal_weight,
-        running_mean=norm.running_mean if keeps_running else None,
-        running_var=norm.running_var if keeps_running else None,
-        bn_weight=norm.weight,
-        bn_bias=norm.bias,
-        batch_statistics=batch_statistics,
-        momentum=_average_factor(norm),
-        eps=norm.eps,
+        running_mean=arguments.running_mean,
+        running_var=arguments.running_var,
+        bn_weight=arguments.weight,
+        bn_bias=arguments.bias,
+        batch_statistics=arguments.batch_statistics,
+        momentum=arguments.momentum,
+        eps=arguments.eps,
         recompute=recompute,
         out_scale=out_scale,
         out_shift=out_shift,
@@ -285,8 +336,8 @@ class FusedSequential(nn.Sequential):
                 continue
             run = children[i : i + 4]
             following = children[i + 4 : i + 6]
-            if len(following) == 2 and _folds(following[0]) and _is_plain_relu(following[1]):
-                x = _run_with_norm(run, following[0], x, None, True)
+            if len(following) == 2 and folds(following[0]) and is_plain_relu(following[1]):
+                x = run_with_norm(run, following[0], x, None, True)
                 i += 6
             else:
                 x = run_fused(run, x)
@@ -294,31 +345,40 @@ class FusedSequential(nn.Sequential):
         return x
 
 
-def _is_plain_relu(module: nn.Module) -> bool:
+def is_plain_relu(module: nn.Module) -> bool:
+    """Whether ``module`` may be stepped over by applying ReLU."""
     return why_not_plain(module, (nn.ReLU,)) is None
 
 
-def _folds(norm: nn.Module) -> bool:
-    """Whether ``norm`` after a fused run is a constant scale and shift that needs no gradient."""
-    if why_not_plain(norm, _NORMS) is not None:
+def folds(norm: nn.Module, norms: tuple[type[nn.Module], ...] = NORMS) -> bool:
+    """Whether ``norm`` after a fused run is a constant scale and shift that needs no gradient.
+
+    ``norms`` as for :func:`why_not_fused`.
+    """
+    if torch.is_grad_enabled() or why_not_plain(norm, norms) is not None:
         return False
-    assert isinstance(norm, (nn.BatchNorm3d, nn.SyncBatchNorm))
-    if norm.training or norm.running_mean is None or norm.running_var is None:
-        return False
-    return not torch.is_grad_enabled()
+    if isinstance(norm, (nn.BatchNorm3d, nn.SyncBatchNorm)) and type(norm) in NORMS:
+        return not norm.training and norm.running_mean is not None and norm.running_var is not None
+    return True
 
 
-def _run_with_norm(
+def run_with_norm(
     children: Sequence[nn.Module],
     norm: nn.Module,
     x: Tensor,
     residual: Tensor | None,
     relu: bool,
 ) -> Tensor:
-    assert isinstance(norm, (nn.BatchNorm3d, nn.SyncBatchNorm))
-    assert norm.running_mean is not None and norm.running_var is not None
+    """relu(norm(run(x)) + residual) as one operator, for a norm that :func:`folds`."""
+    arguments = _norm_arguments(norm)
+    assert arguments.running_mean is not None and arguments.running_var is not None
     scale, shift = fold_norm(
-        norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps, x.dtype
+        arguments.running_mean,
+        arguments.running_var,
+        arguments.weight,
+        arguments.bias,
+        arguments.eps,
+        x.dtype,
     )
     return run_fused(
         children,
@@ -330,6 +390,10 @@ def _run_with_norm(
     )
 
 
+class FusedByItself(Exception):
+    """:func:`conv_norm_act` was called with the stand-in for a tensor that ``fuse`` traces with."""
+
+
 def conv_norm_act(
     conv: nn.Module, norm: nn.Module, x: Tensor, residual: Tensor | None = None, relu: bool = False
 ) -> Tensor:
@@ -338,11 +402,13 @@ def conv_norm_act(
     Where ``conv`` is a :class:`Conv2Plus1D` that runs fused and ``norm`` is frozen with no gradient
     wanted, norm, residual and ReLU are the operator's epilogue; elsewhere they are stock layers.
     """
-    if why_not_plain(conv, (Conv2Plus1D,)) is None and _folds(norm):
+    if isinstance(x, StandIn):
+        raise FusedByItself
+    if why_not_plain(conv, (Conv2Plus1D,)) is None and folds(norm):
         assert isinstance(conv, Conv2Plus1D)
         children = tuple(conv._modules.values())
         if why_not_fused(children) is None:
-            return _run_with_norm(children, norm, x, residual, relu)
+            return run_with_norm(children, norm, x, residual, relu)
     y: Any = norm(conv(x))
     if residual is not None:
         y = y + residual

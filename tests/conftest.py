@@ -1,4 +1,4 @@
-"""Fixtures that every test can use: seeds, test data, backends, memory poisoned with NaN.
+"""Fixtures that every test can use: seeds, test data, backends, poisoned memory, torchvision.
 
 ``R21D_TEST_SEED`` shifts every seed: a number, or ``random`` for inputs that no run had before.
 """
@@ -10,9 +10,11 @@ import secrets
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+import torchvision_oracle
 from ops.chosen_backend import Backend, available_backends
 
 _SEED_VARIABLE = "R21D_TEST_SEED"
@@ -99,3 +101,12 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"R21D_TEST_DATA={value} is not a folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def torchvision_resnet() -> ModuleType:
+    """``torchvision.models.video.resnet``; skips with the reason where it cannot be had."""
+    try:
+        return torchvision_oracle.load()
+    except ImportError as error:
+        pytest.skip(str(error))

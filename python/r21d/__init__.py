@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from r21d.evaluation.predict import predict
     from r21d.models import create_model, list_models, model_info
     from r21d.video import read_clip
-    from r21d.weights import load_weights
+    from r21d.weights import list_weights, load_model, load_weights
 
 __version__ = "0.1.0"
 
@@ -21,6 +21,8 @@ __all__ = [
     "__version__",
     "create_model",
     "list_models",
+    "list_weights",
+    "load_model",
     "load_weights",
     "model_info",
     "predict",
@@ -30,6 +32,8 @@ __all__ = [
 _HOMES = {
     "create_model": "r21d.models",
     "list_models": "r21d.models",
+    "list_weights": "r21d.weights",
+    "load_model": "r21d.weights",
     "load_weights": "r21d.weights",
     "model_info": "r21d.models",
     "predict": "r21d.evaluation.predict",

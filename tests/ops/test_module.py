@@ -389,3 +389,10 @@ def test_wrong_input_names_x(backend: Backend) -> None:
 @pytest.mark.parametrize("kernel", [1, 2, 5, (3, 5, 5)], ids=str)
 def test_kernel_sizes(kernel: Any, backend: Backend, x: Tensor) -> None:
     _agrees(conv(kernel_size=kernel, padding=2, stride=(2, 1, 3)).eval(), x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_shapes_on_the_meta_device(training: bool) -> None:
+    with torch.device("meta"):
+        block = Conv2Plus1D(3, 5, stride=2).train(training)
+        assert block(torch.empty(2, 3, 4, 9, 7)).shape == (2, 5, 2, 5, 4)

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 
 import r21d
-from r21d.cli import demo, doctor, evaluate, info, predict, train
+from r21d.cli import convert, demo, doctor, evaluate, info, predict, train
 from r21d.cli.errors import UserError, one_line, print_error, user_errors
 
 _log = logging.getLogger(__name__)
 
-_COMMANDS = (demo, doctor, info, predict, train, evaluate)
+_COMMANDS = (demo, doctor, info, predict, train, evaluate, convert)
 _LEVELS = ("debug", "info", "warning", "error")
 
 USAGE_EXIT = 2

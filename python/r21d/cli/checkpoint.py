@@ -1,23 +1,40 @@
-"""A network ready to use, from a checkpoint alone."""
+"""A network ready to use, from weights alone."""
 
 from __future__ import annotations
 
+import argparse
 import os
 
-from r21d.models import VideoResNet, create_model
+from r21d.cli.errors import UserError
+from r21d.models import VideoModel
 
 
-def load_model(path: str | os.PathLike[str], device: str = "cpu") -> VideoResNet:
-    """Rebuild the network that a checkpoint holds, in eval mode, with its classes and input.
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """``--weights``; a checkpoint of one's own reads better as ``--checkpoint``."""
+    parser.add_argument(
+        "--weights",
+        "--checkpoint",
+        dest="weights",
+        required=True,
+        metavar="FILE|URL|NAME",
+        help="a checkpoint of r21d train, a published file of torchvision, ig65m, VMZ, mmaction2 "
+        "or I3D, its URL, or a name that r21d info --weights lists",
+    )
+
+
+def load_model(source: str | os.PathLike[str], device: str = "cpu") -> VideoModel:
+    """The network of a file, a URL or a registry name, in eval mode, with classes and input.
 
     Raises:
-        CheckpointError: the file is missing, damaged or no r21d checkpoint.
+        CheckpointError: the file is missing, damaged or of no known layout.
+        UserError: the network does not take video frames.
     """
-    from r21d.weights import CheckpointError, load_checkpoint, load_weights
+    from r21d import weights
 
-    try:
-        model = create_model(**load_checkpoint(path).config)
-        load_weights(model, path)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{os.fspath(path)} is not a usable checkpoint: {error}") from error
-    return model.eval().to(device)
+    model = weights.load_model(source)
+    if model.config["in_channels"] != 3:
+        raise UserError(
+            f"{source} is a network of {model.config['in_channels']} input channels (optical "
+            "flow), and flow is not made from video files yet"
+        )
+    return model.to(device)

@@ -15,7 +15,7 @@ from r21d.cli.tables import print_table
 from r21d.cli.train import epoch_line
 from r21d.evaluation import EvalResult, evaluate
 from r21d.evaluation.progress import progress_bar
-from r21d.models import VideoResNet, create_model
+from r21d.models import VideoModel, create_model
 from r21d.training import TrainConfig, train
 from r21d.video import InputSpec, VideoFolder
 from r21d.video.motion import PAIRS, write_motion_dataset
@@ -51,7 +51,7 @@ class Run:
     """A trained network and what it scored on the held-out photographs."""
 
     label: str
-    model: VideoResNet
+    model: VideoModel
     history: list[dict[str, Any]]
     result: EvalResult
     checkpoint: Path
@@ -157,7 +157,7 @@ def sampling_bound(videos: int) -> float:
     return next(hits for hits, total in enumerate(ways) if total >= needed) / videos
 
 
-def _fused(model: VideoResNet) -> str:
+def _fused(model: VideoModel) -> str:
     rows = r21d_ops.fuse_report(model)
     if not rows:
         return "no (2+1)D convolutions (the control: it sees each frame by itself)"

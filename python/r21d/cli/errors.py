@@ -16,7 +16,7 @@ class UserError(Exception):
 def user_errors() -> tuple[type[Exception], ...]:
     """Exceptions whose message is meant for the user."""
     from r21d.training import TrainingDiverged
-    from r21d.weights import CheckpointError
+    from r21d.weights import CheckpointError, WeightsUnavailable
     from r21d_ops.backends import BackendError
 
     kinds: list[type[Exception]] = [
@@ -27,6 +27,7 @@ def user_errors() -> tuple[type[Exception], ...]:
         FloatingPointError,
         TrainingDiverged,
         CheckpointError,
+        WeightsUnavailable,
         BackendError,
     ]
     if importlib.util.find_spec("av") is not None:

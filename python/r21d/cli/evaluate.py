@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from r21d.cli.arguments import Subcommands, add_device, count, positive, resolve_device
-from r21d.cli.checkpoint import load_model
+from r21d.cli.checkpoint import add_weights, load_model
 from r21d.cli.errors import SOME_FAILED_EXIT, print_error
 from r21d.cli.tables import print_table
 
@@ -28,7 +28,7 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
         epilog="example: r21d eval videos/test --checkpoint runs/mine/best.safetensors --json",
     )
     parser.add_argument("folder", metavar="FOLDER", help="videos, a sub-folder a class")
-    parser.add_argument("--checkpoint", required=True, help="a file written by r21d train")
+    add_weights(parser)
     parser.add_argument(
         "--clips", type=positive, default=10, help="clips a video (default: 10, the paper's)"
     )
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from r21d.evaluation import evaluate
     from r21d.video import InputSpec, VideoFolder
 
-    model = load_model(args.checkpoint, resolve_device(args.device))
+    model = load_model(args.weights, resolve_device(args.device))
     dataset = VideoFolder(
         args.folder,
         model.input_spec or InputSpec(),

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r21d.cli.arguments import Subcommands, add_device, positive, resolve_device
-from r21d.cli.checkpoint import load_model
+from r21d.cli.checkpoint import add_weights, load_model
 from r21d.cli.errors import SOME_FAILED_EXIT, UserError, one_line, print_error
 from r21d.cli.tables import print_table
 from r21d.evaluation.progress import progress_bar
 
 if TYPE_CHECKING:
     from r21d.evaluation.predict import Prediction
-    from r21d.models import VideoResNet
+    from r21d.models import VideoModel
 
 
 def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
@@ -28,11 +28,11 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
         description="Classify each video by the mean score of evenly spaced clips. A file that "
         "cannot be decoded, or whose picture cannot be drawn, is reported and the others are "
         "still classified; the exit code is 1 then.",
-        epilog="example: r21d predict a.mp4 b.mov --checkpoint runs/mine/best.safetensors "
+        epilog="example: r21d predict a.mp4 b.mov --weights runs/mine/best.safetensors "
         "--filmstrip strips/",
     )
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video files")
-    parser.add_argument("--checkpoint", required=True, help="a file written by r21d train")
+    add_weights(parser)
     parser.add_argument(
         "--clips", type=positive, default=10, help="clips a video (default: 10, the paper's)"
     )
@@ -50,7 +50,7 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Classify every video; 1 where some failed."""
     pictures = _picture_paths(args.filmstrip, args.videos)
-    model = load_model(args.checkpoint, resolve_device(args.device))
+    model = load_model(args.weights, resolve_device(args.device))
     results: list[dict[str, Any]] = []
     with progress_bar("videos", len(args.videos)) as advance:
         for path, picture in zip(args.videos, pictures, strict=True):
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve(
-    model: VideoResNet, path: str, picture: Path | None, args: argparse.Namespace
+    model: VideoModel, path: str, picture: Path | None, args: argparse.Namespace
 ) -> dict[str, Any]:
     """One video's prediction, reported, as JSON values; ``error`` tells what failed."""
     from r21d.evaluation.predict import predict
@@ -94,7 +94,7 @@ def _report(path: str, error: Exception) -> str:
     return message
 
 
-def draw(model: VideoResNet, prediction: Prediction, picture: Path) -> None:
+def draw(model: VideoModel, prediction: Prediction, picture: Path) -> None:
     """Write the filmstrip of the middle clip.
 
     The clip is decoded again, in full resolution: the network saw it scaled down.

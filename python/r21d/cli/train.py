@@ -60,8 +60,10 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
 def _add_network(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("network")
     group.add_argument("--model", default="r2plus1d_18", help="(default: %(default)s)")
-    group.add_argument("--midplanes", choices=("paper", "torchvision"), default="paper")
-    group.add_argument("--dropout", type=float, default=0.0, help="before the classifier")
+    group.add_argument("--midplanes", choices=("paper", "torchvision"), help="(default: paper)")
+    group.add_argument(
+        "--dropout", type=float, help="before the classifier (default: the network's own)"
+    )
 
 
 def _add_input(parser: argparse.ArgumentParser) -> None:
@@ -132,13 +134,9 @@ def run(args: argparse.Namespace) -> int:
     config = _config(args)
     train_set, val_set = _datasets(args, _spec(args))
     torch.manual_seed(config.seed)
-    model = create_model(
-        args.model,
-        num_classes=len(train_set.classes),
-        midplanes=args.midplanes,
-        clip_len=args.clip_len,
-        dropout=args.dropout,
-    )
+    options = {"clip_len": args.clip_len, "midplanes": args.midplanes, "dropout": args.dropout}
+    given = {name: value for name, value in options.items() if value is not None}
+    model = create_model(args.model, num_classes=len(train_set.classes), **given)
     print(
         f"{args.model}: {len(train_set)} videos to train on, {len(val_set)} to validate on, "
         f"{len(train_set.classes)} classes"

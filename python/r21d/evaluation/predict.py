@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from r21d.evaluation.evaluate import class_names, score_clips
-from r21d.models import VideoResNet
+from r21d.models import VideoModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Prediction:
 
 
 def predict(
-    model: VideoResNet, path: str | os.PathLike[str], clips: int = 10, topk: int = 5
+    model: VideoModel, path: str | os.PathLike[str], clips: int = 10, topk: int = 5
 ) -> Prediction:
     """Classify a video by ``clips`` evenly spaced clips, scores averaged after softmax.
 

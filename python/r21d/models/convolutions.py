@@ -27,12 +27,22 @@ STEM_CHANNELS = 64
 
 @dataclass(frozen=True)
 class StemShape:
-    """What a stem is built from: channels in and out, frames a clip (None: any), and BN's eps."""
+    """What a stem is built from.
+
+    Attributes:
+        in_channels, out_channels: channels.
+        midplanes: M of a (2+1)D stem; None: :func:`stem_midplanes`.
+        clip_len: frames a clip; None: any number.
+        eps: BatchNorm's.
+        inner_eps: of the BatchNorm inside a (2+1)D stem.
+    """
 
     in_channels: int
     out_channels: int
+    midplanes: int | None
     clip_len: int | None
     eps: float
+    inner_eps: float
 
 
 @dataclass(frozen=True)
@@ -42,9 +52,9 @@ class ConvolutionKind:
     Attributes:
         temporal: whether the kind convolves over frames; if so, it strides in time wherever the
             network strides in space from conv3_1 on.
-        block_conv: ``(in_planes, out_planes, midplanes, stride, eps)`` -> the 3x3(x3) convolution
-            of a basic block, without the BatchNorm that follows it.  ``midplanes`` matters to
-            (2+1)D alone; None stands for the paper's formula.
+        block_conv: ``(in_planes, out_planes, midplanes, stride, inner_eps)`` -> the 3x3(x3)
+            convolution of a basic block, without the BatchNorm that follows it.  ``midplanes``
+            and ``inner_eps`` matter to (2+1)D alone; None stands for the paper's formula.
         stem: builds conv1 with its BatchNorm and ReLU.
     """
 
@@ -89,7 +99,8 @@ class MergedFramesConv3d(nn.Conv3d):
 def stem_midplanes(out_channels: int) -> int:
     """M of the (2+1)D stem: the paper's 45 at 64 channels, in proportion at other widths.
 
-    The proportion is this library's choice; the paper has no other width.
+    The proportion is this library's choice; the paper has no other width.  mmaction2 takes the
+    formula's 83 instead.
     """
     return max(1, STEM_MIDPLANES * out_channels // STEM_CHANNELS)
 
@@ -99,7 +110,7 @@ def _norm_relu(planes: int, eps: float) -> tuple[nn.Module, nn.Module]:
 
 
 def _spatial_conv(
-    in_planes: int, out_planes: int, midplanes: int | None, stride: int, eps: float
+    in_planes: int, out_planes: int, midplanes: int | None, stride: int, inner_eps: float
 ) -> nn.Module:
     return nn.Conv3d(
         in_planes,
@@ -112,15 +123,15 @@ def _spatial_conv(
 
 
 def _full_conv(
-    in_planes: int, out_planes: int, midplanes: int | None, stride: int, eps: float
+    in_planes: int, out_planes: int, midplanes: int | None, stride: int, inner_eps: float
 ) -> nn.Module:
     return nn.Conv3d(in_planes, out_planes, kernel_size=3, stride=stride, padding=1, bias=False)
 
 
 def _factored_conv(
-    in_planes: int, out_planes: int, midplanes: int | None, stride: int, eps: float
+    in_planes: int, out_planes: int, midplanes: int | None, stride: int, inner_eps: float
 ) -> nn.Module:
-    return Conv2Plus1D(in_planes, out_planes, midplanes, stride, eps=eps)
+    return Conv2Plus1D(in_planes, out_planes, midplanes, stride, eps=inner_eps)
 
 
 def _stem_conv(in_planes: int, out_planes: int, frames: int) -> nn.Conv3d:
@@ -155,16 +166,38 @@ def _merged_stem(shape: StemShape) -> nn.Sequential:
 
 
 def _factored_stem(shape: StemShape) -> nn.Sequential:
-    midplanes = stem_midplanes(shape.out_channels)
+    midplanes = shape.midplanes or stem_midplanes(shape.out_channels)
     temporal = nn.Conv3d(
         midplanes, shape.out_channels, kernel_size=(3, 1, 1), padding=(1, 0, 0), bias=False
     )
     return FusedSequential(
         _stem_conv(shape.in_channels, midplanes, frames=1),
-        *_norm_relu(midplanes, shape.eps),
+        *_norm_relu(midplanes, shape.inner_eps),
         temporal,
         *_norm_relu(shape.out_channels, shape.eps),
     )
+
+
+def projection_shortcut(
+    in_planes: int, planes: int, stride: tuple[int, int, int], eps: float, inner_eps: float
+) -> nn.Sequential:
+    """The paper's shortcut where a block changes its shape: a 1x1x1 convolution and BatchNorm."""
+    return nn.Sequential(
+        nn.Conv3d(in_planes, planes, kernel_size=1, stride=stride, bias=False),
+        nn.BatchNorm3d(planes, eps=eps),
+    )
+
+
+def factored_shortcut(
+    in_planes: int, planes: int, stride: tuple[int, int, int], eps: float, inner_eps: float
+) -> nn.Sequential:
+    """mmaction2's shortcut: a (2+1)D convolution of kernel 1, and BatchNorm.
+
+    Its M is the paper's formula with d = 1 but t = 3, as mmaction2 computes it: 54, 109 and 219.
+    """
+    midplanes = 3 * in_planes * planes // (in_planes + 3 * planes)
+    conv = Conv2Plus1D(in_planes, planes, midplanes, stride, 0, kernel_size=1, eps=inner_eps)
+    return nn.Sequential(conv, nn.BatchNorm3d(planes, eps=eps))
 
 
 KINDS: dict[str, ConvolutionKind] = {

@@ -78,7 +78,13 @@ def model_info(model: nn.Module, clip_shape: Sequence[int] = (3, 8, 112, 112)) -
     dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
     with torch.no_grad():
         twin(torch.empty(1, *shape, device="meta", dtype=dtype))
-    convolutions = [row for row in rows if isinstance(twin.get_submodule(row.name), nn.Conv3d)]
+    # I3D's classifier is a convolution, too, but comes after the pooling.
+    head = getattr(twin, "_head", None)
+    convolutions = [
+        row
+        for row in rows
+        if isinstance(twin.get_submodule(row.name), nn.Conv3d) and row.name.split(".")[0] != head
+    ]
     if not convolutions:
         raise ValueError(f"model has no Conv3d layer that runs: {type(model).__name__}")
     frames, height, width = convolutions[-1].output[1:]

@@ -46,7 +46,7 @@ class VideoFolder(Dataset[tuple[torch.Tensor, int, int]]):
     scaled to ``spec.resize``: for small sets, read by the main process.
 
     Raises ValueError for a folder without classes, a single class, a class without videos, a class
-    not among ``labels``, or when no file can be decoded.
+    not among ``labels``, a ``spec`` of optical flow, or when no file can be decoded.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class VideoFolder(Dataset[tuple[torch.Tensor, int, int]]):
         _check_clips(clips, train)
         self.root = Path(root)
         self.spec = spec
+        self._centred = ClipTransform(spec)
         self.train = train
         self.clips = clips
         self.flip = flip
@@ -82,7 +83,7 @@ class VideoFolder(Dataset[tuple[torch.Tensor, int, int]]):
             raise IndexError(f"index {index} is outside 0..{len(self.samples) - 1}")
         if not self.train:
             frames = self._read(index, None)
-            return ClipTransform(self.spec)(frames), self.samples[index][1], index
+            return self._centred(frames), self.samples[index][1], index
         generator = self._generator()
         for candidate in self._candidates(index, generator):
             try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from r21d.video.decoder import Decoder, VideoError
-from r21d.video.resize import resize_frames
+from r21d.video.resize import FrameSize, resize_frames, scaled_size
 from r21d.video.sampling import (
     TOLERANCE,
     check_clip_len,
@@ -107,13 +107,13 @@ def read_clips(
     clip_len: int = 16,
     frame_rate: float | None = 15.0,
     *,
-    size: tuple[int, int] | None = None,
+    size: FrameSize | None = None,
 ) -> torch.Tensor:
     """Read K = ``len(starts)`` clips in one pass over the file: uint8 (K, T, H, W, 3).
 
-    As `read_clip`, for several start times (seconds, any order). ``size`` = (h, w) scales each
-    frame as it is decoded, with the values `resize_frames` gives, so that many clips of a large
-    video need little memory.
+    As `read_clip`, for several start times (seconds, any order). ``size``, (h, w) or the shorter
+    side, scales each frame as it is decoded, with the values `resize_frames` gives, so that many
+    clips of a large video need little memory.
     """
     _check_request(starts, clip_len, frame_rate)
     with Decoder(path) as decoder:
@@ -142,7 +142,7 @@ def read_clips(
 
 
 def read_video(
-    path: str | os.PathLike[str], *, size: tuple[int, int] | None = None
+    path: str | os.PathLike[str], *, size: FrameSize | None = None
 ) -> tuple[torch.Tensor, list[float]]:
     """Read every frame: uint8 (F, H, W, 3) and F times in seconds since the first frame.
 
@@ -163,14 +163,16 @@ class _FrameConverter:
     A stream may change its picture size on the way; later frames are scaled to the first one's.
     """
 
-    def __init__(self, decoder: Decoder, size: tuple[int, int] | None) -> None:
+    def __init__(self, decoder: Decoder, size: FrameSize | None) -> None:
         self._decoder = decoder
         self._size = size
 
     def __call__(self, frame: VideoFrame) -> torch.Tensor:
         pixels = self._decoder.rgb(frame)
-        if self._size is None:
-            self._size = (pixels.shape[0], pixels.shape[1])
+        height, width = pixels.shape[:2]
+        # Settled by the first frame: the shorter side alone would follow each frame's own ratio.
+        wanted = (height, width) if self._size is None else self._size
+        self._size = scaled_size(height, width, wanted)
         return resize_frames(pixels, self._size)
 
 

@@ -30,7 +30,7 @@ def clip_span(clip_len: int, rate: float) -> float:
 def clip_starts(duration: float, clip_duration: float, clips: int) -> list[float]:
     """Start times (seconds) of ``clips`` evenly spaced clips; one clip is the middle one.
 
-    The first clip starts with the video and the last one ends with it (paper, section 4.1:
+    The first clip starts with the video and the last one ends with it (paper, section 4.3:
     clips taken uniformly over the video). Where the video is no longer than a clip, every start
     is 0. Raises ValueError for a negative or non-finite duration and for ``clips < 1``.
     """

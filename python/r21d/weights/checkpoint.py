@@ -7,22 +7,32 @@ as JSON, so a checkpoint alone is enough to classify a video.  Nothing in a file
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from r21d.atomic import write_atomically
-from r21d.models.registry import create_model
-from r21d.models.resnet import VideoResNet
+from r21d.models.base import VideoModel
+from r21d.models.registry import build_model, check_name, create_model
+from r21d.weights.adapt import adapted
+from r21d.weights.labels import labels
+from r21d.weights.layouts import Imported, LayoutError, import_layout
 from r21d.weights.state_dict import describe_mismatch, import_safetensors, read_state_dict
+
+if TYPE_CHECKING:
+    from r21d.weights.registry import PublishedWeights
+
+_log = logging.getLogger(__name__)
 
 FORMAT = "r21d"
 VERSION = 1
+_COUNTER = "num_batches_tracked"
 
 
 class CheckpointError(RuntimeError):
@@ -36,7 +46,7 @@ class Checkpoint:
     Attributes:
         state_dict: tensors on the CPU, by torchvision's names.
         config: keyword arguments of :func:`r21d.create_model`.
-        classes: label names in the order of the logits.
+        classes: label names in the order of the logits; empty where they are not known.
         input: the fields of :class:`r21d.video.InputSpec`; empty where the writer had none.
         extra: whatever else the writer noted.
     """
@@ -60,24 +70,24 @@ def save_checkpoint(
 
     Args:
         path: file to write; its directory must exist.  An existing file is replaced.
-        model: the :class:`VideoResNet` itself, not a wrapper around it.
-        classes: label names in the order of the logits.
+        model: the :class:`VideoModel` itself, not a wrapper around it.
+        classes: label names in the order of the logits; empty where they are not known.
         input: ``InputSpec.to_dict()`` of the clips the network was trained on, or an empty
             mapping where they did not come from videos.
         extra: notes of the writer's own, text by name.
 
     Raises:
-        TypeError: ``model`` is not a :class:`VideoResNet`.
+        TypeError: ``model`` is not a :class:`VideoModel`.
         ValueError: ``classes``, ``input`` or ``extra`` do not fit, or the model was changed so
             that its ``config`` no longer describes it.
         OSError: the file cannot be written.
     """
-    if not isinstance(model, VideoResNet):
+    if not isinstance(model, VideoModel):
         raise TypeError(
-            f"model must be a VideoResNet, got {type(model).__name__}; pass the network beneath "
+            f"model must be a VideoModel, got {type(model).__name__}; pass the network beneath "
             "its wrapper (model.module for DistributedDataParallel)"
         )
-    labels = _check_labels(classes, model.config["num_classes"])
+    names = _check_labels(classes, model.config["num_classes"])
     notes = dict(extra or {})
     if not all(isinstance(text, str) for pair in notes.items() for text in pair):
         raise ValueError(f"extra must map text to text, got {notes!r}")
@@ -93,95 +103,291 @@ def save_checkpoint(
         "format": FORMAT,
         "version": str(VERSION),
         "config": json.dumps(model.config),
-        "classes": json.dumps(labels),
+        "classes": json.dumps(names),
         "input": json.dumps(_check_input(input), allow_nan=False),
         "extra": json.dumps(notes),
     }
     _write(Path(path), state, metadata)
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a file that :func:`save_checkpoint` wrote.
+def load_checkpoint(source: str | os.PathLike[str], model: str | None = None) -> Checkpoint:
+    """Read weights of any known layout, with all that is known about them.
+
+    Args:
+        source: a file that :func:`save_checkpoint` wrote; a published file of torchvision, ig65m,
+            VMZ (PyTorch or Caffe2), mmaction2 or I3D; the ``https://`` or ``file://`` URL of one;
+            or a name of :func:`r21d.list_weights`.  A file's content decides, not its suffix.
+        model: the network that a registry name without one (``"kinetics400_torchvision"``) is of.
+
+    Returns:
+        The tensors by our names and the arguments of the network that they fit.  What a published
+        file does not tell is taken from its publisher: exactly, where its hash is known to the
+        registry; else from its family, and ``extra["assumed"]`` says what.
 
     Raises:
-        CheckpointError: the file is missing, damaged, not a checkpoint of this library, or
-            written by a later version of it.
+        CheckpointError: the file is missing, damaged, or of no known layout.
+        WeightsUnavailable: published weights cannot be fetched.
+        ValueError: an unknown registry name.
     """
-    tensors, metadata = _read(Path(path))
-    checkpoint = _parse(Path(path), tensors, metadata)
+    path, entry = _locate(source, model)
+    checkpoint = _read(path, entry).checkpoint
     if checkpoint is None:
         raise CheckpointError(
-            f"{os.fspath(path)} holds tensors but is not an r21d checkpoint: its metadata does not "
-            f"say format={FORMAT!r}; a plain state dict goes through load_weights(model, path)"
+            f"{path} holds tensors of no known layout: it is neither an r21d checkpoint (its "
+            f"metadata does not say format={FORMAT!r}) nor published weights of torchvision, "
+            "ig65m, VMZ, mmaction2 or I3D; a plain state dict goes through load_weights(model, "
+            "path)"
         )
     return checkpoint
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Fill ``model`` with the weights of a file.
+def load_model(source: str | os.PathLike[str], **options: Any) -> VideoModel:
+    """The network that weights are of, ready to use: in eval mode, with classes and input.
 
-    The file is a checkpoint of this library or a plain state dict in the model's layout:
-    ``.pth`` and ``.pt`` are read by ``torch.load(weights_only=True)``, everything else as
-    safetensors.  A checkpoint also sets ``classes`` and ``input_spec`` of a :class:`VideoResNet`;
-    a plain state dict, which has neither, leaves them alone.
+    Args:
+        source: as for :func:`load_checkpoint`; a registry name needs its network
+            (``"r2plus1d_18/kinetics400_torchvision"``) where several have it.
+        options: arguments of :func:`r21d.create_model` that shall differ from the file's.
+
+    Raises:
+        As :func:`load_checkpoint`; ValueError too for options that do not fit the weights.
+    """
+    return model_from_weights(source, None, options).eval()
+
+
+def load_weights(model: nn.Module, source: str | os.PathLike[str], adapt: bool = False) -> None:
+    """Fill ``model`` with weights.
+
+    Args:
+        model: a network of this library, or any module: one of another library takes weights in
+            its own layout, and ours where it has torchvision's.
+        source: as for :func:`load_checkpoint`, or a plain state dict of the model.
+        adapt: start a :class:`VideoModel` of other classes, input channels or (R2D) clip length
+            from these weights, see :func:`r21d.create_model`; without it they must fit as they
+            are.
+
+    A :class:`VideoModel` also gets ``classes`` and ``input_spec``.  Those that a file does not
+    carry but its family suggests are set only where the model has none.
 
     Raises:
         CheckpointError: the file cannot be read.
+        WeightsUnavailable: published weights cannot be fetched.
         ValueError: names, shapes or BatchNorm's eps differ; all differences are counted and the
-            first ones named.  The model is then as it was.
+            first ones named, and so is the network that would fit.  The model is then as it was.
     """
+    name = model.config["name"] if isinstance(model, VideoModel) else None
+    path, entry = _locate(source, name)
+    _fill(model, _read(path, entry, model), adapt)
+
+
+def model_from_weights(
+    source: str | os.PathLike[str], name: str | None, given: Mapping[str, Any]
+) -> VideoModel:
+    """What :func:`r21d.create_model` does with ``weights``; ``name`` None takes the file's."""
+    path, entry = _locate(source, name)
+    content = _read(path, entry)
+    checkpoint = content.checkpoint
+    if checkpoint is None:
+        if name is None:
+            raise CheckpointError(f"{path} holds tensors of no known layout")
+        model = build_model(name, given)
+        _fill(model, content, adapt=False)
+        return model
+    held = dict(checkpoint.config)
+    found = held.pop("name", None)
+    if name is not None and found != name:
+        raise ValueError(
+            f"{path} holds a {found}, not a {name}: create_model({found!r}, weights=...)"
+        )
+    try:
+        check_name(str(found))
+        with torch.device("meta"):
+            build_model(str(found), held)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a usable checkpoint: {error}") from error
+    model = build_model(str(found), held | dict(given))
+    _fill(model, content, adapt=True)
+    return model
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What is in a file.
+
+    Attributes:
+        path: the file.
+        tensors: as the file names them.
+        checkpoint: what they are, or None where no known layout has them.
+        certain: whether config, classes and input are the writer's own words, not inferred.
+    """
+
+    path: Path
+    tensors: dict[str, torch.Tensor]
+    checkpoint: Checkpoint | None
+    certain: bool
+
+
+def _locate(
+    source: str | os.PathLike[str], model: str | None
+) -> tuple[Path, PublishedWeights | None]:
+    """The file that ``source`` stands for, and its entry where the registry has one."""
+    from r21d.weights.registry import fetch, is_name, is_url, published
+
+    if not isinstance(source, str) or Path(source).exists():
+        return Path(source), None
+    if is_url(source):
+        return fetch(source), None
+    if is_name(source):
+        entry = published(source, model)
+        return fetch(entry), entry
+    return Path(source), None
+
+
+def _read(path: Path, entry: PublishedWeights | None, model: nn.Module | None = None) -> _Content:
+    """Read and recognise a file.
+
+    A ``model`` whose own state dict the file holds is enough where no layout knows the tensors.
+    """
+    try:
+        tensors, metadata = read_state_dict(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read weights from {path}: {error}") from error
+    if (own := _parse(path, tensors, metadata)) is not None:
+        return _Content(path, tensors, own, certain=True)
+    try:
+        imported = import_layout(tensors)
+    except LayoutError as error:
+        if model is not None and model.state_dict().keys() & tensors.keys():
+            # In the model's own words the difference is easier to see, if there is one.
+            return _Content(path, tensors, None, certain=False)
+        raise CheckpointError(f"cannot read weights from {path}: {error}") from error
+    if imported is None:
+        return _Content(path, tensors, None, certain=False)
+    from r21d.weights.registry import identify
+
+    entry = entry or identify(path)
+    return _Content(path, tensors, _as_checkpoint(imported, entry), certain=entry is not None)
+
+
+def _as_checkpoint(imported: Imported, entry: PublishedWeights | None) -> Checkpoint:
+    classes, input = list(imported.classes), dict(imported.input)
+    extra = {"layout": imported.layout}
+    if entry is None:
+        extra["assumed"] = "; ".join(imported.assumed)
+    else:
+        extra["weights"] = f"{entry.model}/{entry.name}"
+        classes = labels(entry.classes) if entry.classes else classes
+        if input:
+            input |= {"clip_len": entry.clip_len, "frame_rate": entry.frame_rate}
+    return Checkpoint(imported.state_dict, imported.config, classes, _check_input(input), extra)
+
+
+def _fill(model: nn.Module, content: _Content, adapt: bool) -> None:
+    """Load what ``content`` holds into ``model``, or raise and leave it alone."""
     from r21d.video.transforms import InputSpec
 
-    tensors, metadata = _read(Path(path))
-    checkpoint = _parse(Path(path), tensors, metadata)
-    differing: list[str] = []
-    eps_differs = False
-    if checkpoint is not None and isinstance(model, VideoResNet):
-        differing = [
-            f"{name} is {checkpoint.config[name]!r} in the file and {value!r} in the model"
-            for name, value in model.config.items()
-            if name in checkpoint.config and checkpoint.config[name] != value
-        ]
-        eps_differs = checkpoint.config.get("eps", model.config["eps"]) != model.config["eps"]
-    mismatch = describe_mismatch(tensors, model.state_dict(), "the file", "the model")
-    # No shape shows eps, and the wrong one gives logits that are quietly off.
-    if mismatch or eps_differs:
-        advice = (
-            "; build the model with create_model(**load_checkpoint(path).config, weights=path)"
-            if checkpoint is not None
-            else ""
-        )
-        reasons = "; ".join([*differing, mismatch] if mismatch else differing)
-        raise ValueError(f"{os.fspath(path)} does not fit the model: {reasons}{advice}")
-    model.load_state_dict(tensors)
-    if checkpoint is not None and isinstance(model, VideoResNet):
-        model.classes = list(checkpoint.classes)
-        model.input_spec = InputSpec.from_dict(checkpoint.input) if checkpoint.input else None
+    checkpoint = content.checkpoint
+    state = _state_for(model, content, adapt)
+    problems = [] if checkpoint is None else _differences(model, checkpoint, content.certain)
+    mismatch = describe_mismatch(state, model.state_dict(), "the file", "the model")
+    if mismatch and checkpoint is not None and isinstance(model, VideoModel):
+        problems = _config_differences(model, checkpoint)
+    if mismatch or problems:
+        reasons = "; ".join([*problems, mismatch] if mismatch else problems)
+        advice = "" if checkpoint is None else _advice(content.path, checkpoint)
+        raise ValueError(f"{content.path} does not fit the model: {reasons}{advice}")
+    model.load_state_dict(dict(state))
+    if checkpoint is None or not isinstance(model, VideoModel):
+        return
+    same_classes = checkpoint.config.get("num_classes") == model.config["num_classes"]
+    if content.certain or model.classes is None:
+        model.classes = list(checkpoint.classes) or None if same_classes else None
+    same_channels = checkpoint.config.get("in_channels") == model.config["in_channels"]
+    if content.certain or model.input_spec is None:
+        usable = bool(checkpoint.input) and same_channels
+        spec = InputSpec.from_dict(checkpoint.input) if usable else None
+        clip_len = model.config.get("clip_len")
+        if spec is not None and clip_len is not None:
+            spec = replace(spec, clip_len=clip_len)
+        model.input_spec = spec
+
+
+def _state_for(model: nn.Module, content: _Content, adapt: bool) -> Mapping[str, torch.Tensor]:
+    """The tensors to load: a module of another library may want them under the file's names."""
+    checkpoint = content.checkpoint
+    if checkpoint is not None and isinstance(model, VideoModel):
+        if adapt:
+            return adapted(checkpoint.state_dict, checkpoint.config, model)
+        return checkpoint.state_dict
+    expected = model.state_dict()
+    as_they_are = content.tensors
+    if not any(name.endswith(_COUNTER) for name in as_they_are):
+        # PyTorch before 0.4.1 did not count batches.
+        counters = {name: tensor for name, tensor in expected.items() if name.endswith(_COUNTER)}
+        as_they_are = {**as_they_are, **counters}
+    fits = not describe_mismatch(as_they_are, expected, "the file", "the model")
+    return as_they_are if fits or checkpoint is None else checkpoint.state_dict
+
+
+def _config_differences(model: VideoModel, checkpoint: Checkpoint) -> list[str]:
+    return [
+        f"{name} is {checkpoint.config[name]!r} in the file and {value!r} in the model"
+        for name, value in model.config.items()
+        if name in checkpoint.config and checkpoint.config[name] != value
+    ]
+
+
+def _differences(model: nn.Module, checkpoint: Checkpoint, certain: bool) -> list[str]:
+    """What no name and no shape shows, and would give logits that are quietly off."""
+    eps = checkpoint.config.get("eps")
+    if eps is None:
+        return []
+    inner = checkpoint.config.get("inner_eps") or eps
+    own: list[float]
+    if isinstance(model, VideoModel):
+        own = [model.config["eps"], model.config.get("inner_eps") or model.config["eps"]]
+        fits = own == [eps, inner]
+    else:
+        own = sorted({m.eps for m in model.modules() if isinstance(m, nn.BatchNorm3d)})
+        fits = set(own) <= {eps, inner}
+    if fits:
+        return []
+    found, wanted = (_distinct(values) for values in (own, (eps, inner)))
+    message = f"eps is {wanted} in the file and {found} in the model"
+    if certain:
+        return [message]
+    _log.warning("%s, judging by the file's family; BatchNorm may be off", message)
+    return []
+
+
+def _distinct(values: Sequence[float]) -> str:
+    return " and ".join(map(repr, dict.fromkeys(values)))
+
+
+def _advice(path: Path, checkpoint: Checkpoint) -> str:
+    name = checkpoint.config.get("name")
+    return (
+        f"; the file is of a {name}: create_model({name!r}, weights={str(path)!r}) takes it, and "
+        "adapt=True makes other classes, channels or R2D frames of it"
+    )
 
 
 def _check_labels(classes: Sequence[str], num_classes: int) -> list[str]:
-    labels = list(classes)
-    if isinstance(classes, str) or not all(isinstance(label, str) for label in labels):
+    names = list(classes)
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"classes must be a list of label names, got {classes!r}")
-    if len(labels) != num_classes:
+    if names and len(names) != num_classes:
         raise ValueError(
-            f"classes has {len(labels)} names, but the network has {num_classes} outputs; "
-            "give one name for each"
+            f"classes has {len(names)} names, but the network has {num_classes} outputs; "
+            "give one name for each, or none"
         )
-    return labels
+    return names
 
 
 def _check_input(input: Mapping[str, Any]) -> dict[str, Any]:
     from r21d.video.transforms import InputSpec
 
     return InputSpec.from_dict(input).to_dict() if input else {}
-
-
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    try:
-        return read_state_dict(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read weights from {path}: {error}") from error
 
 
 def _parse(

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
-_PICKLED = (".pth", ".pt")
+from r21d.weights.pickles import read_pickle
+
+_ZIP = b"PK\x03\x04"
+_GZIP = b"\x1f\x8b"
+# torch.save before 1.6 begins with its magic number, a pickle of its own.
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "module", "net", "network"),
+    *("model_ema", "ema_state_dict", "state_dict_ema", "ema"),
+)
+_PREFIXES = ("module.", "_orig_mod.")
 _NAMED = 3
+_DEEPEST = 8
+_MOST_TENSORS = 100_000
 _DTYPES = (
     torch.float32,
     torch.float16,
@@ -21,19 +35,36 @@ _DTYPES = (
 
 
 def read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors (on the CPU) and metadata of a safetensors or PyTorch file.
+    """Tensors (on the CPU) and metadata of a file.
+
+    The content decides how it is read, not the suffix: safetensors, a PyTorch file of tensors
+    (``torch.load(weights_only=True)``), or a pickle of numpy arrays
+    (:func:`r21d.weights.pickles.read_pickle`); the archive of a registered download is read
+    through the member that holds the weights.  The state dict may be an entry of the file
+    (``state_dict``, ``model``, ...), and DistributedDataParallel's ``module.`` and
+    torch.compile's ``_orig_mod.`` are taken off its names.  Dicts within dicts are flattened, with
+    ``/`` between the names.  Of VMZ's pickles these are the arrays of ``blobs``.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is not what its name says, is damaged, or holds more than tensors.
+        ValueError: it is in none of these formats, is damaged, or holds more than tensors.
     """
     if not path.is_file():
         raise FileNotFoundError("it is not a file" if path.exists() else "there is no such file")
-    pickled = path.suffix.lower() in _PICKLED
-    tensors, metadata = _read_pickled(path) if pickled else _read_safetensors(path)
+    with path.open("rb") as file:
+        start = file.read(len(_LEGACY))
+    if start.startswith(_GZIP):
+        return read_state_dict(_member(path))
+    metadata: dict[str, str] = {}
+    if start.startswith((_ZIP, _LEGACY)):
+        tensors = _by_name(_read_torch(path))
+    elif _looks_like_safetensors(start, path.suffix.lower()):
+        tensors, metadata = _read_safetensors(path)
+    else:
+        tensors = _by_name(_read_plain_pickle(path))
     for name, tensor in tensors.items():
         _check_plain(name, tensor)
-    return tensors, metadata
+    return _without_prefix(tensors), metadata
 
 
 def describe_mismatch(
@@ -69,6 +100,14 @@ def import_safetensors() -> ModuleType:
     return safetensors
 
 
+def _looks_like_safetensors(start: bytes, suffix: str) -> bool:
+    # Eight bytes of a length, the upper ones zero, and JSON; a pickle of protocol 2 or later has
+    # the opcode PROTO and never a zero as its third byte.
+    if start[5:9] == b"\0\0\0{":
+        return True
+    return suffix == ".safetensors" and not (start[:1] == b"\x80" and start[2:3] > b"\0")
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     safetensors = import_safetensors()
     try:
@@ -81,21 +120,84 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
     return tensors, metadata
 
 
-def _read_pickled(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _read_torch(path: Path) -> Any:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # a path would be judged by its suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign or damaged file fails in any of a dozen ways
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        text = str(error) or type(error).__name__
+        if found := re.search(r"Unsupported (?:global|class)\W+(?:GLOBAL )?([\w.]+)", text):
+            raise ValueError(
+                f"it holds more than tensors, a {found[1]}, which was not loaded because that "
+                "could run code; where the file is trusted, load it with its own software and "
+                "save the state dict alone"
+            ) from error
+        reason = text.splitlines()[0]
         raise ValueError(f"not a PyTorch file of tensors, or damaged ({reason})") from error
+
+
+def _read_plain_pickle(path: Path) -> Any:
+    content = read_pickle(path)
+    if isinstance(content, dict) and isinstance(content.get("blobs"), dict):
+        # Caffe2 keeps counters and the like among its blobs.
+        return {k: v for k, v in content["blobs"].items() if isinstance(v, torch.Tensor)}
+    return content
+
+
+def _member(archive: Path) -> Path:
+    from r21d.weights.registry import identify, unpack
+
+    entry = identify(archive)
+    if entry is None or entry.member is None:
+        raise ValueError(
+            "it is an archive that the list of published weights does not know; extract it and "
+            "pass the file of weights in it"
+        )
+    return unpack(entry, archive)
+
+
+def _by_name(content: Any) -> dict[str, torch.Tensor]:
+    """The state dict in what a file holds."""
+    while isinstance(content, dict):
+        inner = (content[name] for name in _WRAPPERS if isinstance(content.get(name), dict))
+        wrapped = next(inner, None)
+        if wrapped is None:
+            break
+        content = wrapped
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__} instead of tensors by name")
+    if not content:
+        raise ValueError("it holds no tensors")
+    tensors: dict[str, torch.Tensor] = {}
+    _flatten(content, "", 0, tensors)
+    return tensors
+
+
+def _flatten(
+    content: Mapping[Any, Any], prefix: str, depth: int, tensors: dict[str, torch.Tensor]
+) -> None:
     for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+        full = f"{prefix}{name}"
+        if isinstance(name, str) and isinstance(value, dict) and depth < _DEEPEST:
+            _flatten(value, f"{full}/", depth + 1, tensors)
+        elif not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            label = repr(name) if not prefix else repr(full)
             raise ValueError(
-                f"entry {name!r} is a {type(value).__name__}, expected tensors by name; if the "
+                f"entry {label} is a {type(value).__name__}, expected tensors by name; if the "
                 "state dict is an entry of the file, save that entry alone"
             )
-    return dict(content), {}
+        elif full in tensors or len(tensors) >= _MOST_TENSORS:
+            raise ValueError(f"entry {full!r} is there twice, or one of too many")
+        else:
+            tensors[full] = value
+
+
+def _without_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    while True:
+        prefix = next((p for p in _PREFIXES if all(n.startswith(p) for n in tensors)), None)
+        if prefix is None or not tensors:
+            return tensors
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def _check_plain(name: str, tensor: torch.Tensor) -> None:

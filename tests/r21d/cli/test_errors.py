@@ -18,12 +18,13 @@ from r21d.weights import save_checkpoint
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a checkpoint, a broken one, an empty folder; the current folder."""
-    model = create_model(
-        "r2plus1d_18", 2, blocks=(1, 1, 1, 1), widths=(4, 4, 4, 4), stem_channels=4
-    )
+    small = {"blocks": (1, 1, 1, 1), "widths": (4, 4, 4, 4), "stem_channels": 4}
+    model = create_model("r2plus1d_18", 2, **small)
     save_checkpoint(
         tmp_path / "good.safetensors", model, classes=["a", "b"], input=InputSpec().to_dict()
     )
+    flow = create_model("r2plus1d_18", 2, in_channels=2, **small)
+    save_checkpoint(tmp_path / "flow.safetensors", flow, classes=["a", "b"], input={})
     whole = (tmp_path / "good.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty").mkdir()
@@ -42,6 +43,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("predict text.mp4 --checkpoint cut.safetensors", "cut.safetensors"),
         ("predict text.mp4 --checkpoint text.mp4", "text.mp4"),
         ("predict text.mp4 --checkpoint empty", "empty"),
+        ("predict text.mp4 --weights file:///none/a.pth", "cannot download file:///none/a.pth"),
+        ("predict text.mp4 --weights kinetics400_torchvision", "several networks have weights"),
+        ("predict text.mp4 --weights flow.safetensors", "2 input channels (optical flow)"),
         ("predict a.mp4 b.mp4 --checkpoint good.safetensors --filmstrip x.png", "name a folder"),
         ("predict a.mp4 --checkpoint good.safetensors --filmstrip text.mp4", "neither a folder"),
         ("predict a.mp4 --checkpoint good.safetensors --device warp", "--device warp"),
@@ -52,7 +56,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train none", "none: no such folder"),
         ("train empty", "no class folders"),
         ("train one", "a single class (only)"),
-        ("train empty --resize 100x100 --crop 112x112", "crop (112, 112) does not fit"),
+        ("train empty --resize 100x100 --crop 112x112", "does not fit into resize (100, 100)"),
         ("train empty --epochs 0", "epochs is 0"),
         ("train empty --lr -1", "lr is -1.0"),
         ("demo --out text.mp4", "text.mp4"),

@@ -8,16 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from r21d.models import Architecture, VideoResNet, create_model, list_models
+from r21d.models import create_model, list_models
 
+OF_THE_PAPER = [name for name in list_models() if name != "i3d"]
 SMALL: dict[str, Any] = {"widths": (4, 6, 6, 8), "stem_channels": 4, "blocks": (1, 1, 1, 1)}
 
 
 def test_registered_names() -> None:
-    assert list_models() == ["fr2d_18", "mc3_18", "r2plus1d_18", "r2plus1d_34", "r3d_18"]
+    families = ["fr2d", "mc2", "mc3", "mc4", "mc5", "r2d", "r2plus1d", "r3d"]
+    families += ["rmc2", "rmc3", "rmc4", "rmc5"]
+    of_the_paper = [f"{family}_{depth}" for family in families for depth in (18, 34)]
+    assert list_models() == sorted([*of_the_paper, "i3d"])
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_config_is_json_and_rebuilds_the_network(name: str) -> None:
     model = create_model(
         name, 7, None, "torchvision", in_channels=2, clip_len=4, eps=1e-3, dropout=0.25, **SMALL
@@ -67,7 +71,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 def test_unknown_name_suggests_close_ones() -> None:
     with pytest.raises(ValueError, match=r"name='r2plus1_18'.*did you mean 'r2plus1d_18'"):
         create_model("r2plus1_18")
-    with pytest.raises(ValueError, match=r"known are fr2d_18, mc3_18, r2plus1d_18"):
+    with pytest.raises(ValueError, match=r"known are fr2d_18, fr2d_34, i3d, mc2_18"):
         create_model("zzz")
 
 
@@ -86,8 +90,11 @@ def test_unknown_name_suggests_close_ones() -> None:
         ({"widths": "abcd"}, "widths must be four positive integers"),
         ({"widths": 64}, "widths must be four positive integers"),
         ({"stem_channels": 0}, "stem_channels must be a positive integer, got 0"),
+        ({"stem_midplanes": 0}, "stem_midplanes must be a positive integer, got 0"),
+        ({"shortcut": "identity"}, r"shortcut must be 'projection' or '\(2\+1\)d', got 'identity'"),
         ({"eps": -1e-5}, r"eps must be a number in \[0.0, 1.0\), got -1e-05"),
         ({"eps": float("nan")}, r"eps must be a number in \[0.0, 1.0\), got nan"),
+        ({"inner_eps": 2}, r"inner_eps must be a number in \[0.0, 1.0\), got 2"),
         ({"dropout": 1.0}, r"dropout must be a number in \[0.0, 1.0\), got 1.0"),
         ({"dropout": "0.5"}, r"dropout must be a number in \[0.0, 1.0\), got '0.5'"),
     ],
@@ -97,16 +104,52 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         create_model("r2plus1d_18", **arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("r3d_18", {"stem_midplanes": 83}),
+        ("mc3_18", {"shortcut": "(2+1)d"}),
+        ("r3d_34", {"inner_eps": 1e-5}),
+    ],
+)
+def test_options_of_2plus1d_networks_alone(name: str, option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"{next(iter(option))}=.* is for networks of \(2\+1\)D"):
+        create_model(name, **option)
+
+
+def test_options_of_mmaction2() -> None:
+    plain = create_model("r2plus1d_18", 5, **SMALL).eval()
+    options = {"stem_midplanes": 7, "stem_pool": True, "shortcut": "(2+1)d"}
+    model = create_model("r2plus1d_18", 5, eps=1e-3, inner_eps=1e-5, **options, **SMALL).eval()
+    assert model.stem[0].out_channels == 7
+    norms = {name: m.eps for name, m in model.named_modules() if hasattr(m, "eps")}
+    inner = {name for name, eps in norms.items() if eps == 1e-5}
+    assert set(norms.values()) == {1e-3, 1e-5}
+    # One in the stem, one in each of eight convolutions and three shortcuts.
+    assert len(inner) == 12 and all(name == "stem.1" or name.endswith(".0.1") for name in inner)
+    spatial, norm, _, temporal = model.layer2[0].downsample[0]
+    assert spatial.weight.shape == (3 * 4 * 6 // (4 + 3 * 6), 4, 1, 1, 1)
+    assert (spatial.stride, temporal.stride) == ((1, 2, 2), (2, 1, 1))
+    assert isinstance(norm, torch.nn.BatchNorm3d) and model.layer2[0].downsample[1].eps == 1e-3
+    x = torch.randn(1, 3, 4, 32, 32)
+    with torch.no_grad():
+        stem = model.stem(x)
+        pooled = torch.nn.functional.max_pool3d(stem, (1, 3, 3), (1, 2, 2), (0, 1, 1))
+        assert torch.equal(model.features(x, "stem", pool=False), pooled)
+        assert model(x).shape == (1, 5)
+    assert not [name for name in model.state_dict() if "pool" in name]
+    assert plain.stem_pool is None
+
+
 def test_unknown_option() -> None:
     with pytest.raises(TypeError, match="width_multiplier"):
         create_model("r2plus1d_18", width_multiplier=2)
 
 
 def test_merged_frames() -> None:
-    r2d = Architecture("r2d_18", ("2d-merged", "2d", "2d", "2d", "2d"), (1, 1, 1, 1))
     with pytest.raises(ValueError, match="clip_len is needed"):
-        VideoResNet(r2d, 3, widths=(4, 4, 4, 4))
-    model = VideoResNet(r2d, 3, widths=(4, 4, 4, 4), stem_channels=4, clip_len=2).eval()
+        create_model("r2d_18", 3, **SMALL)
+    model = create_model("r2d_18", 3, clip_len=2, **SMALL).eval()
     x = torch.randn(1, 3, 2, 16, 16)
     as_image = torch.cat([x[:, 0], x[:, 1], x[:, 2]], dim=1)  # both frames of red, green, blue
     expected = torch.nn.functional.conv2d(

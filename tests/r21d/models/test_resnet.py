@@ -30,9 +30,9 @@ def small(name: str = "r2plus1d_18", **options: Any) -> VideoResNet:
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 1, 9), (3, 17, 5), (8, 16, 16)])
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", [name for name in list_models() if name != "i3d"])
 def test_any_size_runs(name: str, size: tuple[int, int, int]) -> None:
-    model = small(name).eval()
+    model = small(name, clip_len=size[0]).eval()
     with torch.no_grad():
         logits = model(torch.randn(2, 3, *size))
     assert logits.shape == (2, 5)

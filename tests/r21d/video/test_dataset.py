@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from torch.utils.data import DataLoader
 pytest.importorskip("av")
 
 from r21d.video.dataset import VideoFolder
-from r21d.video.reader import VideoError
-from r21d.video.transforms import InputSpec
+from r21d.video.reader import VideoError, read_clips
+from r21d.video.resize import resize_frames
+from r21d.video.transforms import ClipTransform, InputSpec
 from r21d.video.writer import write_video
 
 SPEC = InputSpec(
@@ -166,6 +168,29 @@ def test_nothing_decodable(tmp_path):
     for train in (False, True):
         with pytest.raises(ValueError, match="none of the 2 video files can be decoded"):
             VideoFolder(tmp_path, SPEC, train)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_videos_of_any_aspect_ratio_give_one_batch(folder, cache):
+    tall = torch.randint(256, (FRAMES, 48, 32, 3), dtype=torch.uint8)
+    write_video(folder / "run" / "d.mp4", tall, 25.0, all_intra=True)
+    spec = dataclasses.replace(SPEC, resize=24)
+    for train in (False, True):
+        dataset = VideoFolder(folder, spec, train, cache=cache)
+        loader = DataLoader(dataset, batch_size=4)
+        ((clips, _, _),) = list(loader)
+        assert clips.shape == (4, 1, 3, 4, 16, 16)
+    frames = read_clips(folder / "run" / "d.mp4", [0.0], 4, 12.5)
+    expected = ClipTransform(spec)(resize_frames(frames, (36, 24)))
+    found = VideoFolder(folder, spec, False, clips=2, cache=cache)[1][0][:1]
+    assert torch.equal(found, expected)
+
+
+def test_flow_is_refused_before_a_file_is_opened(folder, caplog):
+    (folder / "run" / "bad.mp4").write_text("no video")
+    with pytest.raises(ValueError, match="optical flow"):
+        VideoFolder(folder, dataclasses.replace(SPEC, mean=(0, 0), std=(1, 1)), train=False)
+    assert not caplog.records
 
 
 def test_subset_reads_the_chosen_files(folder):

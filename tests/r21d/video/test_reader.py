@@ -118,9 +118,26 @@ def test_clips_in_one_pass_equal_clips_one_by_one(counter):
 def test_scaling_while_decoding_equals_scaling_the_clip(test_data):
     path = test_data / "weizmann" / "walk" / "daria_walk.mp4"
     clip = read_clips(path, [0.5], 4, 15.0)
-    assert torch.equal(
-        read_clips(path, [0.5], 4, 15.0, size=(50, 70)), resize_frames(clip, (50, 70))
-    )
+    for size in ((50, 70), 50):
+        scaled = read_clips(path, [0.5], 4, 15.0, size=size)
+        assert torch.equal(scaled, resize_frames(clip, size))
+    assert scaled.shape[2:4] == (50, 62)
+
+
+def test_a_stream_that_changes_its_size_keeps_the_first_ones(tmp_path):
+    """The shorter side of 16 would be 16x24 first and 24x16 then."""
+    parts = []
+    for name, height, width in (("wide", 32, 48), ("tall", 48, 32)):
+        noise = torch.randint(256, (6, height // 8, width // 8, 3), dtype=torch.uint8)
+        frames = noise.repeat_interleave(8, 1).repeat_interleave(8, 2)
+        write_video(tmp_path / f"{name}.mp4", frames, 25.0, all_intra=True)
+        coded = _remux(tmp_path / f"{name}.mp4", tmp_path / f"{name}.h264", "h264")
+        parts.append((coded.read_bytes(), read_clip(coded, 6, None)))
+    path = tmp_path / "both.h264"
+    path.write_bytes(b"".join(content for content, _ in parts))
+    clip = read_clips(path, [0.0], 12, None, size=16)[0]
+    expected = torch.cat([resize_frames(frames, (16, 24)) for _, frames in parts])
+    assert torch.equal(clip, expected)
 
 
 def test_start_after_the_end_repeats_the_last_frame_and_says_so(counter, caplog):

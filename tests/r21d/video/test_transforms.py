@@ -1,4 +1,4 @@
-"""The network's input (about 2 s)."""
+"""The network's input (about 3 s)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import math
 
 import pytest
 import torch
+import torchvision_oracle
 
-from r21d.video.resize import resize_frames
+from r21d.video.resize import resize_frames, scaled_size
 from r21d.video.transforms import ClipTransform, InputSpec
 
 SMALL = InputSpec(clip_len=4, resize=(12, 16), crop=(8, 10))
@@ -90,7 +91,65 @@ def test_resizing_is_antialiased_bilinear():
     assert resize_frames(frames, (60, 80)) is frames
 
 
-@pytest.mark.parametrize("spec", [InputSpec(), SMALL, InputSpec(frame_rate=None)])
+def test_the_shorter_side_alone_keeps_the_aspect_ratio():
+    frames = _clip(2, 60, 82)
+    assert torch.equal(resize_frames(frames, 20), resize_frames(frames, (20, 27)))
+    turned = frames.transpose(1, 2)
+    assert torch.equal(resize_frames(turned, 20), resize_frames(turned, (27, 20)))
+    assert resize_frames(frames, 60) is frames
+    assert resize_frames(_clip(1, 7, 7), 5).shape == (1, 5, 5, 3)
+
+
+def test_the_longer_side_is_torchvisions(generator):
+    try:
+        torchvision_oracle.load()
+    except ImportError as error:
+        pytest.skip(str(error))
+    from torchvision.transforms.functional import resize
+
+    for height, width, size in torch.randint(1, 60, (300, 3), generator=generator).tolist():
+        expected = resize(torch.zeros(1, height, width), [size], antialias=False).shape[1:]
+        assert scaled_size(height, width, size) == tuple(expected), (height, width, size)
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 45), (45, 24), (24, 24)])
+def test_crops_of_frames_of_any_aspect_ratio(height, width):
+    spec = dataclasses.replace(SMALL, resize=12, crop=(8, 10))
+    clip = _clip(4, height, width)
+    scaled = resize_frames(clip, 12)
+    assert min(scaled.shape[1:3]) == 12 and max(scaled.shape[1:3]) == max(height, width) // 2
+    top, left = round((scaled.shape[1] - 8) / 2), round((scaled.shape[2] - 10) / 2)
+    expected = _normalised(scaled[:, top : top + 8, left : left + 10], spec)
+    torch.testing.assert_close(ClipTransform(spec)(clip), expected)
+    transform = ClipTransform(spec, True, False, torch.Generator().manual_seed(1))
+    places = [(y, x) for y in range(scaled.shape[1] - 7) for x in range(scaled.shape[2] - 9)]
+    crops = {at: scaled[:, at[0] : at[0] + 8, at[1] : at[1] + 10] for at in places}
+    crops = {at: _normalised(crop, spec) for at, crop in crops.items()}
+    seen = set()
+    for _ in range(12 * len(places)):
+        out = transform(clip)
+        seen.add(next(at for at, crop in crops.items() if (out - crop).abs().max() < 1e-5))
+    assert seen == set(places)
+
+
+def test_a_crop_that_fits_wide_frames_alone():
+    transform = ClipTransform(dataclasses.replace(SMALL, resize=12, crop=(8, 20)))
+    assert transform(_clip(4, 24, 45)).shape == (3, 4, 8, 20)
+    message = r"crop \(8, 20\) .* frames that are \(12, 13\) after scaling to resize 12"
+    with pytest.raises(ValueError, match=message):
+        transform(_clip(4, 24, 27))
+
+
+def test_flow_has_a_specification_but_is_not_made_from_frames():
+    spec = InputSpec(mean=(0, 0), std=(1, 1))
+    assert InputSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    with pytest.raises(ValueError, match="2 channels, which is optical flow"):
+        ClipTransform(spec)
+
+
+@pytest.mark.parametrize(
+    "spec", [InputSpec(), SMALL, InputSpec(frame_rate=None), InputSpec(resize=256)]
+)
 def test_spec_survives_json(spec):
     assert InputSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
@@ -101,11 +160,16 @@ BAD_VALUES = [
     ("frame_rate", -1.0, "frame_rate must be positive"),
     ("frame_rate", "fast", "frame_rate must be a number"),
     ("resize", (100, 171), "crop .* does not fit into resize"),
-    ("resize", 128, "resize must be .height, width."),
+    ("resize", 0, "resize must be .height, width., or the shorter side alone, .* got 0"),
+    ("resize", 128.0, "resize must be .height, width., or the shorter side"),
+    ("resize", True, "resize must be .height, width., or the shorter side"),
+    ("resize", (128,), "resize must be .height, width., or the shorter side"),
+    ("resize", 111, "crop .112, 112. .height, width. does not fit into resize 111"),
     ("crop", (112,), "crop must be .height, width."),
     ("crop", (0, 112), "crop must be .height, width."),
     ("crop", (1.5, 112), "crop must be .height, width."),
-    ("mean", (0.5, 0.5), "mean must be three finite numbers"),
+    ("mean", (0.5, 0.5), "mean has 2 channels and std 3"),
+    ("mean", (0.5,), "mean must be three finite numbers .*, or two"),
     ("mean", (0.5, 0.5, math.nan), "mean must be three finite numbers"),
     ("std", (0.2, 0.2, 0.0), "std must be positive"),
     ("std", "abc", "std must be three finite numbers"),

@@ -14,7 +14,13 @@ import torch
 
 from r21d.models import VideoResNet, create_model
 from r21d.video.transforms import InputSpec
-from r21d.weights import CheckpointError, load_checkpoint, load_weights, save_checkpoint
+from r21d.weights import (
+    CheckpointError,
+    load_checkpoint,
+    load_model,
+    load_weights,
+    save_checkpoint,
+)
 
 safetensors_torch = pytest.importorskip("safetensors.torch", reason="needs the extra 'train'")
 
@@ -168,8 +174,6 @@ def test_missing_and_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"format": None}, "holds tensors but is not an r21d checkpoint"),
-        ({"format": "pt"}, "holds tensors but is not an r21d checkpoint"),
         ({"version": "2"}, "format version 2 and this library reads up to 1; upgrade r21d"),
         ({"version": "one"}, "not a usable r21d checkpoint"),
         ({"config": None}, "it lacks 'config'"),
@@ -187,6 +191,26 @@ def test_damaged_metadata(saved: Path, metadata: dict[str, str | None], message:
     rewrite(saved, **metadata)
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("format", [None, "pt"])
+def test_without_our_metadata_it_is_a_plain_state_dict(saved: Path, format: str | None) -> None:
+    known = load_checkpoint(saved)
+    rewrite(saved, format=format)
+    plain = load_checkpoint(saved)
+    assert plain.config["widths"] == known.config["widths"]
+    assert (plain.classes, plain.input) == ([], {})
+    assert plain.extra["layout"] == "torchvision" and "eps 1e-5" in plain.extra["assumed"]
+
+
+def test_tensors_of_no_known_layout(tmp_path: Path) -> None:
+    torch.save({"a.weight": torch.zeros(2)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="tensors of no known layout"):
+        load_checkpoint(tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="tensors of no known layout"):
+        load_model(tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"missing from the file: stem.0.weight.*unknown to the"):
+        create_model("r2plus1d_18", weights=tmp_path / "a.pth")
 
 
 def test_reading_executes_nothing(tmp_path: Path) -> None:

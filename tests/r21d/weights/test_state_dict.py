@@ -1,0 +1,216 @@
+"""Tensors by name from any file: the content decides, not the suffix (about 2 s)."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from weights.python2_pickle import python2_pickle
+
+from r21d.weights.state_dict import describe_mismatch, read_state_dict
+
+safetensors_torch = pytest.importorskip("safetensors.torch", reason="needs the extra 'train'")
+
+State = dict[str, torch.Tensor]
+SUFFIXES = [".pth", ".pt", ".safetensors", ".pkl", ".ckpt", ""]
+
+
+def random_state() -> State:
+    return {"fc.weight": torch.randn(3, 2), "fc.bias": torch.randn(3), "n": torch.tensor(7)}
+
+
+def same(given: State, expected: State) -> bool:
+    return given.keys() == expected.keys() and all(
+        torch.equal(given[name], tensor) and given[name].dtype == tensor.dtype
+        for name, tensor in expected.items()
+    )
+
+
+def write(path: Path, kind: str, content: Any) -> Path:
+    if kind == "safetensors":
+        safetensors_torch.save_file(content, path, metadata={"a": "b"})
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({name: tensor.numpy() for name, tensor in content.items()}))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "pickle"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_formats(tmp_path: Path, kind: str, suffix: str) -> None:
+    state = random_state()
+    tensors, metadata = read_state_dict(write(tmp_path / f"a{suffix}", kind, state))
+    assert same(tensors, state)
+    assert metadata == ({"a": "b"} if kind == "safetensors" else {})
+
+
+def test_safetensors_with_a_header_that_starts_as_a_pickle_does(tmp_path: Path) -> None:
+    # The header's length, 640, is 80 02 in hexadecimal: pickle's opcode PROTO and its argument.
+    for padding in range(640):
+        content = safetensors_torch.save(random_state(), metadata={"a": "x" * padding})
+        if content[:3] == b"\x80\x02\0":
+            break
+    assert content[:3] == b"\x80\x02\0"
+    path = tmp_path / "a.bin"
+    path.write_bytes(content)
+    assert read_state_dict(path)[1] == {"a": "x" * padding}
+
+
+@pytest.mark.parametrize(
+    "name", ["state_dict", "model_state_dict", "model", "module", "model_ema", "ema", "net"]
+)
+def test_wrappers(tmp_path: Path, name: str) -> None:
+    state = random_state()
+    content = {"epoch": 3, "optimizer": {"lr": 0.1, "state": {}}, "args": [1], name: state}
+    for kind in ("zip", "legacy"):
+        assert same(read_state_dict(write(tmp_path / "a", kind, content))[0], state)
+    assert same(
+        read_state_dict(write(tmp_path / "a", "zip", {"state": 1, "model": content}))[0], state
+    )
+
+
+def test_trained_weights_go_before_averaged_ones(tmp_path: Path) -> None:
+    state, averaged = random_state(), random_state()
+    path = write(tmp_path / "a", "zip", {"ema": averaged, "state_dict": state})
+    assert same(read_state_dict(path)[0], state)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "module.module."])
+def test_prefixes_of_wrapped_modules(tmp_path: Path, prefix: str) -> None:
+    state = random_state()
+    content = {prefix + name: tensor for name, tensor in state.items()}
+    assert same(read_state_dict(write(tmp_path / "a", "zip", content))[0], state)
+    some = {**content, "extra": torch.zeros(1)}
+    assert same(read_state_dict(write(tmp_path / "a", "zip", some))[0], some)
+
+
+def test_nested_dicts_are_flattened(tmp_path: Path) -> None:
+    array = np.arange(6.0, dtype="f4").reshape(2, 3)
+    content = {"params": {"a": {"kernel": array}}, "batch_stats": {"a": {"mean": array[0]}}}
+    (tmp_path / "a").write_bytes(pickle.dumps(content))
+    tensors, _ = read_state_dict(tmp_path / "a")
+    assert same(
+        tensors,
+        {
+            "params/a/kernel": torch.from_numpy(array),
+            "batch_stats/a/mean": torch.from_numpy(array[0]),
+        },
+    )
+
+
+@pytest.mark.parametrize("protocol", [0, 2])
+def test_the_arrays_of_blobs(tmp_path: Path, protocol: int) -> None:
+    weight = np.arange(6.0, dtype="f4").reshape(2, 3)
+    content = python2_pickle({"conv1_w": weight, "lr": 0.1, "iteration": 7}, protocol)
+    (tmp_path / "a.pkl").write_bytes(content)
+    tensors, _ = read_state_dict(tmp_path / "a.pkl")
+    assert same(tensors, {"conv1_w": torch.from_numpy(weight)})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.zeros(2)], "holds a list instead of tensors by name"),
+        (torch.zeros(2), "holds a Tensor instead of tensors by name"),
+        ({}, "holds no tensors"),
+        ({"state_dict": {}}, "holds no tensors"),
+        ({3: torch.zeros(2)}, "entry 3 is a Tensor"),
+        ({"a": {"b": {3: torch.zeros(2)}}}, "entry 'a/b/3' is a Tensor"),
+        ({"epoch": 3, "fc.weight": torch.zeros(2)}, "entry 'epoch' is a int, expected tensors"),
+        ({"a/b": torch.zeros(1), "a": {"b": torch.zeros(1)}}, "entry 'a/b' is there twice"),
+        ({"a": torch.zeros(3).to_sparse()}, "expected a dense tensor of real numbers"),
+        ({"a": torch.zeros(3, dtype=torch.complex64)}, "expected a dense tensor"),
+        ({"a": torch.zeros(3, device="meta")}, "a is a meta tensor"),
+    ],
+)
+def test_files_of_something_else(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=message):
+        read_state_dict(tmp_path / "a.pth")
+
+
+def test_deep_nesting_is_refused(tmp_path: Path) -> None:
+    content: Any = torch.zeros(1)
+    for _ in range(20):
+        content = {"a": content}
+    torch.save(content, tmp_path / "a")
+    with pytest.raises(ValueError, match="is a dict, expected tensors by name"):
+        read_state_dict(tmp_path / "a")
+
+
+def test_sharing_does_not_blow_up(tmp_path: Path) -> None:
+    content: Any = {str(index): torch.zeros(1) for index in range(10)}
+    for _ in range(6):
+        content = {str(index): content for index in range(10)}
+    torch.save(content, tmp_path / "a")
+    with pytest.raises(ValueError, match="one of too many"):
+        read_state_dict(tmp_path / "a")
+
+
+class Payload:
+    """Pickles as a call that leaves a file behind."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return Path.write_text, (self.target, "executed")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy"])
+def test_what_torch_refuses_is_named_and_not_run(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "executed"
+    path = write(tmp_path / "a.pth", kind, {"state_dict": random_state(), "x": Payload(target)})
+    with pytest.raises(ValueError, match=r"more than tensors, a .*getattr.*could run code"):
+        read_state_dict(path)
+    assert not target.exists()
+    torch.load(path, weights_only=False)
+    assert target.exists()  # the payload works where files are trusted
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "pickle"])
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.95])
+def test_truncated(tmp_path: Path, kind: str, kept: float) -> None:
+    path = write(tmp_path / "a", kind, random_state())
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(ValueError, match="damaged"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\3\4" * 50, bytes(range(256)), b"<html>"])
+def test_foreign(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        read_state_dict(path)
+
+
+def test_an_unknown_archive_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(b"\x1f\x8b" + bytes(100))
+    with pytest.raises(ValueError, match="extract it and pass the file of weights in it"):
+        read_state_dict(path)
+
+
+def test_missing_and_directory(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        read_state_dict(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="it is not a file"):
+        read_state_dict(tmp_path)
+
+
+def test_mismatch_in_words() -> None:
+    given = {"a": torch.zeros(2, 3), "b": torch.zeros(()), "x": torch.zeros(1)}
+    expected = {"a": torch.zeros(3, 2), "b": torch.zeros(()), "c": torch.zeros(1)}
+    assert describe_mismatch(given, expected, "the file", "the model") == (
+        "missing from the file: c; unknown to the model: x; of another shape: a (2x3 in the file, "
+        "3x2 in the model)"
+    )
+    assert describe_mismatch(given, given, "the file", "the model") == ""
