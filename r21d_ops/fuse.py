@@ -15,6 +15,7 @@ The last two keep the module itself: it becomes an instance of a subclass of its
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator
 from typing import NamedTuple, TypeGuard
@@ -31,10 +32,10 @@ from r21d_ops.plan import (
     is_temporal,
     make_plan,
     plan_into,
-    planned_class,
     why_not_as_planned,
+    why_not_extended,
 )
-from r21d_ops.trace import CallsFusedFunctions, DiffersByMode, Untraceable, is_stock_layer, trace
+from r21d_ops.trace import DiffersByMode, Untraceable, is_stock_layer, trace
 
 #: A block of the public models holds two convolutions and a shortcut; what holds more than this,
 #: or is further from them than two modules of somebody's class, is a group of blocks or a network.
@@ -44,9 +45,17 @@ _FURTHEST = 2
 _NOT_IN_A_BLOCK = (nn.Linear, nn.Flatten, nn.Embedding)
 
 
+_EVERY_CLASS_HAS = (
+    *("__module__", "__qualname__", "__doc__", "__annotations__", "__init__", "__dict__"),
+    *("__weakref__", "__static_attributes__", "__firstlineno__", "__annotate__"),
+    *("__annotate_func__", "__annotations_cache__", "__parameters__", "__orig_bases__"),
+)
+
+
 class FuseRow(NamedTuple):
     """One candidate: its qualified name, its class, whether it runs fused, and if not, why.
 
+    A ``reason`` of one that is fused tells when it is.
     ``epilogue`` tells of a fused block what else is part of its convolutions' operators in eval
     without gradients, by the temporal convolution's name.
     """
@@ -64,6 +73,9 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
     Parameters, buffers, state-dict keys, hooks and training flags stay; with ``inplace=True`` they
     are the same objects, so an optimizer that holds them keeps working. Without it, a copy is
     changed and ``model`` left alone. :func:`fuse_report` tells what was recognised.
+
+    What runs fused returns ``torch.channels_last_3d`` tensors, of which ``view`` may refuse what
+    ``reshape`` does. While this function looks at a model, no other thread may run one.
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.
@@ -84,7 +96,9 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
     # Inner ones first: a plan holds for the classes of the modules inside.
     for found in _survey(model, anew=True):
         if isinstance(found.plan, Plan) and not found.in_force:
-            plan_into(found.module, found.plan)
+            # A class that cannot be extended is left alone, and reported.
+            with contextlib.suppress(TypeError):
+                plan_into(found.module, found.plan)
     return model
 
 
@@ -122,12 +136,14 @@ class _Found(NamedTuple):
 def _planned_row(name: str, kind: str, found: _Found) -> FuseRow:
     if isinstance(found.plan, str):
         return FuseRow(name, kind, False, found.plan)
+    if not found.in_force and (reason := why_not_extended(type(found.module))):
+        return FuseRow(name, kind, False, reason)
     if not found.in_force:
         epilogue = found.plan.epilogue
         part = f", in eval with {epilogue}" if epilogue else ""
         return FuseRow(name, kind, False, f"stock layers; fuse(model) would run them fused{part}")
     reason = why_not_as_planned(found.module, found.plan)
-    return FuseRow(name, kind, reason is None, reason or "", found.plan.epilogue)
+    return FuseRow(name, kind, reason is None, reason or found.plan.note, found.plan.epilogue)
 
 
 class _Inside(NamedTuple):
@@ -160,8 +176,9 @@ def _survey(model: nn.Module, anew: bool) -> Iterator[_Found]:
     """
     tensors: dict[int, Tensor] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     known: dict[int, _Inside] = {}
-    for module in reversed(list(model.modules())):
-        inside = _sum_up([known[id(child)] for child in module.children()])
+    for module in _innermost_first(model):
+        # A module inside itself is not known yet.
+        inside = _sum_up([known.get(id(child), _Inside()) for child in module.children()])
         if isinstance(module, nn.Conv3d):
             inside = inside._replace(convs=(module,))
         elif isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
@@ -181,6 +198,20 @@ def _survey(model: nn.Module, anew: bool) -> Iterator[_Found]:
             if found is not None:
                 yield found
         known[id(module)] = inside
+
+
+def _innermost_first(model: nn.Module) -> Iterator[nn.Module]:
+    """Every module once, after its children, also where several share one."""
+    seen: set[int] = set()
+    waiting = [(model, False)]
+    while waiting:
+        module, done = waiting.pop()
+        if done:
+            yield module
+        elif id(module) not in seen:
+            seen.add(id(module))
+            waiting.append((module, True))
+            waiting += [(child, False) for child in module.children()]
 
 
 def _sum_up(children: list[_Inside]) -> _Inside:
@@ -227,6 +258,8 @@ def _look_at(
     module: nn.Module, inside: _Inside, tensors: dict[int, Tensor], anew: bool
 ) -> _Found | None:
     """The plan for ``module`` if it is worth one, or why not if it should have one."""
+    if getattr(type(module), "fused_by_itself", False):
+        return None
     old = module.__dict__.get("_fused_plan") if isinstance(module, Planned) else None
     if old is not None and not (anew and why_not_as_planned(module, old)):
         return _Found(module, old, True)
@@ -247,8 +280,6 @@ def _look_at(
     if not pairs and not block:
         return None
     plan = _plan(module, tensors, every_mode=bool(pairs))
-    if plan is None:
-        return None
     if isinstance(plan, str):
         return _Found(module, plan, False) if certain or (block and inside.norms) else None
     more = len(plan.runs) - inside.runs
@@ -256,19 +287,18 @@ def _look_at(
     return _Found(module, plan, False) if worth else None
 
 
-def _plan(module: nn.Module, tensors: dict[int, Tensor], every_mode: bool) -> Plan | str | None:
-    """A plan, or why there is none; None where the module runs fused by itself."""
+def _plan(module: nn.Module, tensors: dict[int, Tensor], every_mode: bool) -> Plan | str:
+    """A plan, or why there is none."""
     if "forward" in module.__dict__:
         return f"{type(module).__name__} has a forward of its own"
+    if any(hasattr(type(child), "__del__") for child in module.modules()):
+        return "a class inside has a __del__, which a copy to be looked at would run"
     try:
-        kind = type(module)
-        object.__setattr__(object.__new__(kind), "__class__", planned_class(kind))
         return make_plan(module, trace(module, tensors, every_mode), every_mode)
-    except CallsFusedFunctions:
-        return None
     except DiffersByMode as error:
         plan = _plan(module, tensors, every_mode=False) if every_mode else None
-        return plan if isinstance(plan, Plan) else str(error)
+        note = "in eval without gradients alone"
+        return plan._replace(note=note) if isinstance(plan, Plan) else str(error)
     except Untraceable as error:
         return str(error)
     except Exception as error:
@@ -300,7 +330,7 @@ def _why_kept(module: nn.Sequential) -> str | None:
         name
         for ancestor in kind.__mro__[: kind.__mro__.index(nn.Sequential)]
         for name in vars(ancestor)
-        if not name.startswith("_")
+        if name not in _EVERY_CLASS_HAS
         and (not hasattr(Conv2Plus1D, name) or hasattr(nn.Sequential, name))
     ]
     # The swapped sequence is of our class: what only the user's class has would be gone.

@@ -24,12 +24,11 @@ from r21d_ops.arguments import autocast, check_arguments
 from r21d_ops.autograd import fold_norm
 from r21d_ops.frozen import frozen_eps
 from r21d_ops.problem import paper_midplanes, triple
-from r21d_ops.symbolic import StandIn
 
 #: The classes of torch.nn that the operator's BatchNorm stands for.
 NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm3d, nn.SyncBatchNorm)
 # The last two stand for plain tensors while torch.export and torch.compile trace.
-_TENSORS = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)
+TENSORS = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)
 _GLOBAL_HOOKS = (
     "_global_forward_hooks",
     "_global_forward_pre_hooks",
@@ -55,7 +54,7 @@ def why_not_plain(module: nn.Module, types: tuple[type, ...]) -> str | None:
     if "forward" in module.__dict__:
         return f"{type(module).__name__} has a forward of its own"
     for name, parameter in module._parameters.items():
-        if parameter is not None and type(parameter) not in _TENSORS:
+        if parameter is not None and type(parameter) not in TENSORS:
             return f"{type(module).__name__}.{name} is a {type(parameter).__name__}"
     return None
 
@@ -390,10 +389,6 @@ def run_with_norm(
     )
 
 
-class FusedByItself(Exception):
-    """:func:`conv_norm_act` was called with the stand-in for a tensor that ``fuse`` traces with."""
-
-
 def conv_norm_act(
     conv: nn.Module, norm: nn.Module, x: Tensor, residual: Tensor | None = None, relu: bool = False
 ) -> Tensor:
@@ -401,9 +396,8 @@ def conv_norm_act(
 
     Where ``conv`` is a :class:`Conv2Plus1D` that runs fused and ``norm`` is frozen with no gradient
     wanted, norm, residual and ReLU are the operator's epilogue; elsewhere they are stock layers.
+    A class whose forward calls this says ``fused_by_itself = True``, so that ``fuse`` passes it by.
     """
-    if isinstance(x, StandIn):
-        raise FusedByItself
     if why_not_plain(conv, (Conv2Plus1D,)) is None and folds(norm):
         assert isinstance(conv, Conv2Plus1D)
         children = tuple(conv._modules.values())

@@ -8,6 +8,7 @@ carries out its plan as long as it is what the plan was made from, and its own f
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from r21d_ops.arguments import autocast_dtype
 from r21d_ops.modules import (
     NORMS,
+    TENSORS,
     folds,
     is_plain_relu,
     run_fused,
@@ -25,8 +27,9 @@ from r21d_ops.modules import (
     why_not_fused,
     why_not_plain,
 )
+from r21d_ops.plain import ABSENT, Child, Guard
 from r21d_ops.problem import output_size
-from r21d_ops.trace import Step, Trace, is_constant, is_stock_class, is_stock_layer
+from r21d_ops.trace import Step, Trace, is_stock_layer, users_class
 
 #: In the place of a layer's path: ReLU was called as a function.
 _FUNCTION = ""
@@ -88,16 +91,19 @@ class Record(NamedTuple):
 
     Attributes:
         path: where it is; empty for the planned module itself.
-        kind: its class; None for the planned module itself, whose class the plan changes.
+        kind: its class, before fuse put one of its own before it.
+        forward: that class's.
         children: names of its children.
-        attributes: its own attributes by name.
+        settings: what it does beside its kind: whether a layer works in place, what the constants
+            of a frozen BatchNorm are.
         called: whether the plan calls it, so that what hangs on it runs as ever.
     """
 
     path: str
-    kind: type | None
-    children: tuple[str, ...]
-    attributes: tuple[tuple[str, object], ...]
+    kind: type
+    forward: object
+    children: tuple[tuple[str, bool], ...]
+    settings: tuple[tuple[str, object], ...]
     called: bool
 
 
@@ -109,16 +115,20 @@ class Plan(NamedTuple):
         values: how many there are, the input included.
         result: the value that is returned.
         records: the modules inside, and the module itself.
+        guards: what their forwards read of them.
         frozen: classes of the frozen BatchNorms that were verified.
         every_mode: whether it holds in training and with gradients, or in eval without alone.
+        note: what the report adds.
     """
 
     operations: tuple[Operation, ...]
     values: int
     result: int
     records: tuple[Record, ...]
+    guards: tuple[Guard, ...]
     frozen: tuple[type[nn.Module], ...]
     every_mode: bool
+    note: str = ""
 
     @property
     def runs(self) -> list[Run]:
@@ -171,6 +181,7 @@ def make_plan(module: nn.Module, trace: Trace, every_mode: bool) -> Plan | str:
         len(trace.steps) + 1,
         trace.result,
         tuple(_records(module, operations, matcher.frozen)),
+        trace.guards,
         matcher.frozen,
         every_mode,
     )
@@ -189,6 +200,7 @@ class _Matcher:
                 self._uses[value].append(index)
         self._uses[trace.result].append(-1)
         layers = [self._layer(step) for step in trace.steps if step.kind == "layer"]
+        self._calls = [id(layer) for layer in layers if not isinstance(layer, nn.ReLU)]
         #: A trace stops at what torch.nn has, and else at frozen BatchNorms that were verified.
         self.frozen = tuple({type(m) for m in layers if m is not None and not is_stock_layer(m)})
         self.norms = (*NORMS, *self.frozen)
@@ -253,6 +265,8 @@ class _Matcher:
     def why_not(self, layers: Sequence[nn.Module]) -> str | None:
         """Why ``layers`` are no (2+1)D convolution, or None."""
         reason = why_not_fused(layers, self.norms)
+        if reason is None and any(self._calls.count(id(layer)) > 1 for layer in layers):
+            return "one of its layers is called again elsewhere"
         if reason is None and is_temporal(layers[0]) != is_spatial(layers[3]):
             # A bottleneck's. Both may be 1×1×1, as in mmaction2's shortcut.
             return "one of its convolutions is 1×1×1 and the other is not"
@@ -335,73 +349,74 @@ def _records(
     called.update(
         p for op in operations if op.run for p in (op.run.outer_norm, op.run.outer_relu) if p
     )
-    for path, child in module.named_modules():
-        own = type(child) in frozen or not is_stock_layer(child)
-        attributes = _attributes(child) if own else (("inplace", getattr(child, "inplace", None)),)
-        kind = None if child is module else _users_class(child)
-        names = tuple(child._modules)
-        yield Record(path, kind, names, attributes, path in called)
+    for path, child in module.named_modules(remove_duplicate=False):
+        kind = users_class(child)
+        settings = _settings(child, type(child) in frozen)
+        yield Record(path, kind, kind.forward, _children(child), settings, path in called)
 
 
-def _users_class(module: nn.Module) -> type[nn.Module]:
-    """The class of ``module`` as it was before it got a plan of its own."""
-    kind: type[nn.Module] = getattr(type(module), "_planned_base", type(module))
-    return kind
+def _children(module: nn.Module) -> tuple[tuple[str, bool], ...]:
+    return tuple((name, child is None) for name, child in module._modules.items())
 
 
-def _attributes(module: nn.Module) -> tuple[tuple[str, object], ...]:
-    return tuple(
-        (name, value)
-        for name, value in module.__dict__.items()
-        if not name.startswith("_")
-        and name != "training"
-        and not isinstance(value, (Tensor, nn.Module))
-    )
+def _settings(module: nn.Module, frozen: bool) -> tuple[tuple[str, object], ...]:
+    if not frozen:
+        return (("inplace", getattr(module, "inplace", None)),)
+    own = ((n, v) for n, v in module.__dict__.items() if not n.startswith("_") or n not in _MODULE)
+    return tuple((name, value) for name, value in own if name != "training")
+
+
+_MODULE = frozenset(nn.Module().__dict__)
 
 
 def why_not_as_planned(root: nn.Module, plan: Plan) -> str | None:
     """What has changed since ``plan`` was made, so that it cannot be carried out, or None."""
-    for record in plan.records:
-        try:
-            module = at(root, record.path)
-        except KeyError:
-            return f"{record.path} is gone"
-        reason = _why_changed(module, record)
-        if reason is not None:
-            return reason
-    for run in plan.runs:
-        reason = why_not_fused(_layers(root, run), (*NORMS, *plan.frozen))
-        if reason is not None:
-            return reason
+    try:
+        for record in plan.records:
+            reason = _why_changed(at(root, record.path), record, plan.frozen)
+            if reason is not None:
+                return reason
+        for guard in plan.guards:
+            if not _holds(root, guard):
+                return f"{type(at(root, guard.path)).__name__}.{guard.name} has changed"
+        for run in plan.runs:
+            reason = why_not_fused(_layers(root, run), (*NORMS, *plan.frozen))
+            if reason is not None:
+                return reason
+    except KeyError as error:
+        return f"{error.args[0]} is gone"
     return None
 
 
-def _why_changed(module: nn.Module, record: Record) -> str | None:
-    kind = _users_class(module)
-    if record.kind is not None:
-        if kind is not record.kind and not (kind in NORMS and record.kind in NORMS):
-            return f"{kind.__name__} in place of {record.kind.__name__}"
-        reason = None if record.called else why_not_plain(module, (type(module),))
+def _why_changed(module: nn.Module, record: Record, frozen: tuple[type, ...]) -> str | None:
+    kind = users_class(module)
+    if kind is not record.kind and not (kind in NORMS and record.kind in NORMS):
+        return f"{kind.__name__} in place of {record.kind.__name__}"
+    if record.path and not record.called:
+        reason = why_not_plain(module, (type(module),))
         if reason is not None:
             return reason
-    if tuple(module._modules) != record.children:
+    if kind is record.kind and kind.forward is not record.forward:
+        return f"{kind.__name__}.forward is another now"
+    if _children(module) != record.children:
         return f"the layers of {kind.__name__} are others now"
-    for name, value in record.attributes:
-        now = module.__dict__.get(name)
-        if now is not value and not (is_constant(value) and now == value):
-            return f"{kind.__name__}.{name} has changed"
+    if _settings(module, type(module) in frozen) != record.settings:
+        return f"{kind.__name__} has changed"
     return None
+
+
+def _holds(root: nn.Module, guard: Guard) -> bool:
+    now = getattr(at(root, guard.path), guard.name, ABSENT)
+    if isinstance(guard.value, Child):
+        return now is at(root, guard.value.path)
+    return now is guard.value or (type(now) is type(guard.value) and now == guard.value)
 
 
 def holds_now(root: nn.Module, plan: Plan) -> bool:
     """Whether this is a mode for which ``plan`` was made."""
     if plan.every_mode:
         return True
-    if torch.is_grad_enabled():
-        return False
-    # The layers of torch.nn are called or their own flags looked at.
-    stepped = (r.path for r in plan.records if r.kind is None or not is_stock_class(r.kind))
-    return not any(at(root, path).training for path in stepped)
+    return not torch.is_grad_enabled() and not any(m.training for m in root.modules())
 
 
 def _layers(root: nn.Module, run: Run) -> tuple[nn.Module, ...]:
@@ -492,7 +507,7 @@ class Planned(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the class's own forward returns."""
-        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and args[0].dim() == 5:
+        if len(args) == 1 and not kwargs and type(args[0]) in TENSORS and args[0].dim() == 5:
             # A slice of a Sequential is of its class, and has no plan.
             plan = self.__dict__.get("_fused_plan")
             if plan is None:
@@ -507,6 +522,7 @@ class Planned(nn.Module):
         if "_planned_base" not in kind.__dict__:
             return (function, arguments, *state)
         base = kind.__dict__["_planned_base"]
+        function = base if function is kind else function
         arguments = tuple(base if argument is kind else argument for argument in arguments)
         return (_rebuild, (function, arguments), *state)
 
@@ -518,6 +534,12 @@ def _rebuild(function: Any, arguments: tuple[Any, ...]) -> nn.Module:
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+_REFUSING: dict[type[nn.Module], str] = {}
+
+
+def why_not_extended(base: type[nn.Module]) -> str | None:
+    """Why :func:`planned_class` failed for ``base``, if it did."""
+    return _REFUSING.get(base)
 
 
 def planned_class(base: type[nn.Module]) -> type[nn.Module]:
@@ -525,11 +547,18 @@ def planned_class(base: type[nn.Module]) -> type[nn.Module]:
     if issubclass(base, Planned):
         return base
     if base not in _CLASSES:
-        _CLASSES[base] = _extended(base)
+        try:
+            _CLASSES[base] = _extended(base)
+        except Exception as error:  # somebody's __init_subclass__ or metaclass
+            _REFUSING[base] = f"{base.__name__} cannot be extended: {error}"
+            raise TypeError(_REFUSING[base]) from error
     return _CLASSES[base]
 
 
 def _extended(base: type[nn.Module]) -> type[nn.Module]:
+    @functools.wraps(base.forward)  # whose parameters export and others ask for
+    def forward(self: Planned, *args: Any, **kwargs: Any) -> Any:
+        return Planned.forward(self, *args, **kwargs)
 
     def fill(namespace: dict[str, Any]) -> None:
         namespace.update(
@@ -537,6 +566,7 @@ def _extended(base: type[nn.Module]) -> type[nn.Module]:
             __qualname__=base.__qualname__,
             __doc__=base.__doc__,
             _planned_base=base,
+            forward=forward,
         )
 
     return types.new_class(base.__name__, (Planned, base), {}, fill)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
 _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 
@@ -14,11 +14,6 @@ class StandIn(fx.Proxy):
     """Stands for a (N, C, T, H, W) tensor; remembers what is written in place."""
 
     ndim = 5
-
-    # A forward that asks for a tensor must take the way that it takes with one.
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        return Tensor
 
     def dim(self) -> int:
         return 5
@@ -46,7 +41,3 @@ class StandInTracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return self.stand_in(node, self)
-
-    def create_arg(self, a: Any) -> Any:
-        # First, because what follows asks whether it is a tensor.
-        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from r21d_ops.frozen import looks_frozen, why_not_frozen
-from r21d_ops.modules import Conv2Plus1D, FusedByItself, FusedSequential
+from r21d_ops.modules import Conv2Plus1D, FusedSequential
+from r21d_ops.plain import Guard, NotPlain, guards, is_constant
 from r21d_ops.symbolic import StandInTracer
 
 _ADD = {operator.add: False, torch.add: False, operator.iadd: True, "add": False, "add_": True}
@@ -49,10 +50,11 @@ class Step(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The steps of a forward and the value that it returns."""
+    """The steps of a forward, the value that it returns, and what it has to read again for that."""
 
     steps: tuple[Step, ...]
     result: int
+    guards: tuple[Guard, ...] = ()
 
 
 class Untraceable(Exception):
@@ -61,10 +63,6 @@ class Untraceable(Exception):
 
 class DiffersByMode(Untraceable):
     """The forward does not do the same in every mode."""
-
-
-class CallsFusedFunctions(Exception):
-    """The forward calls this package's own functions: it is fused already, by itself."""
 
 
 def is_stock_class(kind: type) -> bool:
@@ -89,23 +87,27 @@ def trace(module: nn.Module, tensors: dict[int, Tensor], every_mode: bool) -> Tr
 
     Raises:
         Untraceable: the forward does what is not known, or not the same in every mode.
-        CallsFusedFunctions: the forward calls :func:`r21d_ops.modules.conv_norm_act`.
     """
     frozen, unverified = _frozen_norms(module)
     modes = [(False, False)]
     if every_mode:
         modes += [(True, True), (False, True), (True, False)]
     found = []
+    asks = False
     for (training, gradients), autocast in itertools.product(modes, (False, True)):
         twin = _twin(module, tensors)
         twin.train(training)
         with torch.set_grad_enabled(gradients), _autocast(autocast):
             try:
-                found.append(_trace_once(twin, frozen))
+                traced, flags = _trace_once(twin, frozen)
             except Untraceable as error:
                 raise Untraceable("; ".join([*unverified, str(error)])) from error
+        found.append(traced)
+        asks = asks or flags
     if any(other != found[0] for other in found):
         raise DiffersByMode("its forward does not do the same in training, eval and autocast")
+    if every_mode and asks:
+        raise DiffersByMode("its forward asks whether it, or a layer, is in training")
     return found[0]
 
 
@@ -125,15 +127,15 @@ def _twin(module: nn.Module, tensors: dict[int, Tensor]) -> nn.Module:
         raise Untraceable(f"it cannot be copied to be looked at: {_line(error)}") from error
 
 
-def _trace_once(twin: nn.Module, frozen: frozenset[str]) -> Trace:
+def _trace_once(twin: nn.Module, frozen: frozenset[str]) -> tuple[Trace, bool]:
     before = _state(twin)
     tracer = _Tracer(frozen)
     try:
         graph = tracer.trace(_OneInput(twin))
-    except FusedByItself as error:
-        raise CallsFusedFunctions from error
     except Untraceable:
         raise
+    except NotPlain as error:
+        raise Untraceable(str(error)) from error
     except fx.proxy.TraceError as error:
         raise Untraceable(
             "its forward depends on the values, the shape or the flags of its input"
@@ -142,7 +144,7 @@ def _trace_once(twin: nn.Module, frozen: frozenset[str]) -> Trace:
         raise Untraceable(f"its forward cannot be followed: {_line(error)}") from error
     if _state(twin) != before:
         raise Untraceable("its forward changes the module's own attributes")
-    return _steps(graph, twin)
+    return _steps(graph, twin)._replace(guards=tuple(tracer.guards)), tracer.flags
 
 
 def _frozen_norms(module: nn.Module) -> tuple[frozenset[str], list[str]]:
@@ -170,13 +172,6 @@ def _state(module: nn.Module) -> list[Any]:
         for child in module.modules()
         for key, value in child.__dict__.items()
     ]
-
-
-def is_constant(value: object) -> bool:
-    """Whether ``value`` is None, a bool, a number, a string or a tuple of such."""
-    if isinstance(value, tuple):
-        return all(is_constant(item) for item in value)
-    return value is None or type(value) in (bool, int, float, str)
 
 
 def _length(value: object) -> int:
@@ -219,6 +214,8 @@ class _Tracer(StandInTracer):
         super().__init__()
         self._frozen = frozen
         self._modes = _modes_in_force()
+        self.guards: list[Guard] = []
+        self.flags = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         path = module_qualified_name.removeprefix("module.")
@@ -228,6 +225,11 @@ class _Tracer(StandInTracer):
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             return self.create_proxy("call_module", path, args, kwargs)
+        if not _runs_its_children(m):
+            root = self.root.get_submodule("module")
+            found, flags = guards(root, path.removeprefix("module").removeprefix("."), m)
+            self.guards += found
+            self.flags = self.flags or flags
         # Not through __call__: nothing that the user hung on the class may run.
         return own_forward(m)(*args, **kwargs)
 
@@ -235,6 +237,18 @@ class _Tracer(StandInTracer):
         if _modes_in_force() != self._modes:
             raise Untraceable("its forward changes the grad mode or autocast")
         return super().create_node(*args, **kwargs)
+
+
+def _runs_its_children(module: nn.Module) -> bool:
+    """Whether ``module`` is a sequence with the forward of one, fused or not."""
+    ours = type(module) in (Conv2Plus1D, FusedSequential)
+    return ours or users_class(module).forward is nn.Sequential.forward
+
+
+def users_class(module: nn.Module) -> type[nn.Module]:
+    """The class of ``module`` as it was before it got a plan of its own."""
+    kind: type[nn.Module] = getattr(type(module), "_planned_base", type(module))
+    return kind
 
 
 def own_forward(module: nn.Module) -> Any:

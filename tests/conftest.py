@@ -11,11 +11,15 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 import torchvision_oracle
 from ops.chosen_backend import Backend, available_backends
+
+if TYPE_CHECKING:
+    from r21d.models.paper import Network
 
 _SEED_VARIABLE = "R21D_TEST_SEED"
 _BASE_SEED = pytest.StashKey[int]()
@@ -101,6 +105,14 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"R21D_TEST_DATA={value} is not a folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def networks() -> dict[str, Network]:
+    """Every network of the paper and I3D, counted once (3 s) for all tests that need the counts."""
+    from r21d.models import paper
+
+    return paper.count_networks()
 
 
 @pytest.fixture(scope="session")

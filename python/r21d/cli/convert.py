@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
     from r21d.weights import Checkpoint
 
 _LAYOUTS = {"r21d": (".safetensors",), "torchvision": (".pth", ".pt")}
+# How the assumptions of the layouts begin, and the options that take their place.
+_ASSUMPTIONS: dict[str, tuple[str, ...]] = {
+    "eps ": ("eps",),
+    "BatchNorm's eps ": ("eps",),
+    "clips ": ("clip_len", "frame_rate"),
+    "400 classes ": ("labels",),
+    "conv1 ": (),
+    "a max-pool ": (),
+}
 
 
 def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
@@ -74,17 +84,16 @@ def run(args: argparse.Namespace) -> int:
     model = _build(checkpoint, args)
     classes = checkpoint.classes
     if args.labels is not None:
-        classes = Path(args.labels).read_text(encoding="utf-8").splitlines()
+        classes = _read_labels(args.labels, model.config["num_classes"])
     input = _input(checkpoint, args)
+    extra = _notes(checkpoint, args)
     if layout == "torchvision":
         _write_torchvision(model, target)
     else:
         from r21d.weights import save_checkpoint
 
-        notes = {f"given_{name}": text for name, text in _given(args).items()}
-        extra = {**checkpoint.extra, **notes}
         save_checkpoint(target, model, classes=classes, input=input, extra=extra)
-    _print(checkpoint, model, classes, input, f"{target} ({layout})")
+    _print(extra, model, classes, input, f"{target} ({layout})")
     return 0
 
 
@@ -110,7 +119,8 @@ def _build(checkpoint: Checkpoint, args: argparse.Namespace) -> VideoModel:
     config = dict(checkpoint.config)
     if args.eps is not None:
         config["eps"] = args.eps
-    if args.clip_len is not None and config["clip_len"] is not None:
+        config.pop("inner_eps", None)
+    if args.clip_len is not None and config.get("clip_len") is not None:
         if config["name"].startswith("r2d_") and args.clip_len != config["clip_len"]:
             raise UserError(
                 f"--clip-len {args.clip_len} does not fit: this {config['name']} merges clips of "
@@ -122,6 +132,28 @@ def _build(checkpoint: Checkpoint, args: argparse.Namespace) -> VideoModel:
         model = create_model(**config)
     model.load_state_dict(checkpoint.state_dict, assign=True)
     return model
+
+
+def _read_labels(path: str, num_classes: int) -> list[str]:
+    """The label names of a file, without blank lines at its end."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--labels {path} is not a text file in UTF-8 ({error}); give one name a line"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"--labels {path} cannot be read: {error.strerror or error}; name a file with one "
+            "name a line"
+        ) from error
+    names = text.rstrip().splitlines()
+    if len(names) != num_classes:
+        raise UserError(
+            f"--labels {path} has {len(names)} names, but the network has {num_classes} outputs; "
+            "give one name for each, in their order"
+        )
+    return names
 
 
 def _input(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
@@ -149,6 +181,34 @@ def _given(args: argparse.Namespace) -> dict[str, str]:
     return texts
 
 
+def _notes(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, str]:
+    """The checkpoint's notes, with what was given instead of assumptions that it overrules."""
+    given = _given(args)
+    notes = {**checkpoint.extra, **{f"given_{name}": text for name, text in given.items()}}
+    if "assumed" in notes:
+        kept = [text for text in _sentences(notes["assumed"]) if not _overruled(text, given)]
+        notes["assumed"] = "; ".join(kept)
+    return notes
+
+
+def _sentences(assumed: str) -> list[str]:
+    """The assumptions, of which some have a semicolon of their own."""
+    sentences: list[str] = []
+    for part in assumed.split("; "):
+        if sentences and not part.startswith(tuple(_ASSUMPTIONS)):
+            sentences[-1] += f"; {part}"
+        elif part:
+            sentences.append(part)
+    return sentences
+
+
+def _overruled(sentence: str, given: Collection[str]) -> bool:
+    return any(
+        sentence.startswith(beginning) and any(option in given for option in options)
+        for beginning, options in _ASSUMPTIONS.items()
+    )
+
+
 def _write_torchvision(model: VideoModel, target: Path) -> None:
     import torch
 
@@ -160,29 +220,36 @@ def _write_torchvision(model: VideoModel, target: Path) -> None:
 
 
 def _print(
-    checkpoint: Checkpoint,
+    extra: Mapping[str, str],
     model: VideoModel,
     classes: list[str],
     input: dict[str, Any],
     written: str,
 ) -> None:
-    config, extra = model.config, checkpoint.extra
+    config = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())
     known = f"{classes[0]} ... {classes[-1]}" if classes else "names not known"
     rows = [
         ("layout", extra.get("layout", "r21d")),
         ("network", f"{config['name']}, {parameters:,} parameters"),
-        ("eps", f"{config['eps']:g}"),
+        ("eps", _describe_eps(config)),
         ("classes", f"{config['num_classes']}: {known}"),
         ("input", _describe(input)),
     ]
     if "weights" in extra:
         rows.append(("published as", extra["weights"]))
-    rows += [("assumed", text) for text in extra.get("assumed", "").split("; ") if text]
+    rows += [("assumed", text) for text in _sentences(extra.get("assumed", ""))]
     if written.endswith("(torchvision)"):
         rows.append(("not kept", "eps, classes and input, for which a state dict has no place"))
     rows.append(("written", written))
     print_table(("what", "found"), rows)
+
+
+def _describe_eps(config: Mapping[str, Any]) -> str:
+    eps, inner = config["eps"], config.get("inner_eps")
+    if inner in (None, eps):
+        return f"{eps:g}"
+    return f"{eps:g}, {inner:g} inside the (2+1)D convolutions"
 
 
 def _describe(input: dict[str, Any]) -> str:

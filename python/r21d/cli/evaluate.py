@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from r21d.cli.arguments import Subcommands, add_device, count, positive, resolve_device
 from r21d.cli.checkpoint import add_weights, load_model
-from r21d.cli.errors import SOME_FAILED_EXIT, print_error
+from r21d.cli.errors import SOME_FAILED_EXIT, UserError, print_error
 from r21d.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ def run(args: argparse.Namespace) -> int:
     from r21d.video import InputSpec, VideoFolder
 
     model = load_model(args.weights, resolve_device(args.device))
+    if model.classes is None:
+        raise UserError(
+            f"{args.weights} does not name its classes, so that folders cannot be matched with "
+            "them; r21d convert IN OUT --labels FILE adds the names"
+        )
     dataset = VideoFolder(
         args.folder,
         model.input_spec or InputSpec(),

@@ -160,8 +160,8 @@ def _run_weights(args: argparse.Namespace) -> int:
     rows = [
         (
             name,
-            str(entry.clip_len),
-            "native" if entry.frame_rate is None else f"{entry.frame_rate:g}",
+            str(entry.clip_len or ""),
+            _rate(entry.frame_rate),
             entry.classes or "",
             *(str(entry.metrics.get(measure, "")) for measure in ("clip@1", "video@1")),
             (entry.member_sha256 or entry.sha256 or "")[:8],
@@ -175,6 +175,10 @@ def _run_weights(args: argparse.Namespace) -> int:
     )
     print("each, its licence, source and URL. Give a name to r21d predict --weights.")
     return 0
+
+
+def _rate(frame_rate: float | str | None) -> str:
+    return frame_rate or "" if isinstance(frame_rate, str | None) else f"{frame_rate:g}"
 
 
 def _refuse_options(args: argparse.Namespace, table: str) -> None:

@@ -136,6 +136,9 @@ def run(args: argparse.Namespace) -> int:
     torch.manual_seed(config.seed)
     options = {"clip_len": args.clip_len, "midplanes": args.midplanes, "dropout": args.dropout}
     given = {name: value for name, value in options.items() if value is not None}
+    if args.model == "i3d":
+        # Its authors' statistics take thousands of steps to follow.
+        given["momentum"] = 0.1
     model = create_model(args.model, num_classes=len(train_set.classes), **given)
     print(
         f"{args.model}: {len(train_set)} videos to train on, {len(val_set)} to validate on, "

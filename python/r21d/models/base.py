@@ -113,7 +113,8 @@ class VideoModel(nn.Module):
         """Train only what follows the first ``groups`` of :attr:`stages`.
 
         Parameters of frozen stages ask for no gradient, and their BatchNorm stays in eval, also
-        after ``train()``; ``freeze(0)`` thaws everything.
+        after ``train()``.  Another call thaws those that it does not name: ``freeze(0)`` all.
+        What was frozen in another way stays so.
 
         Raises:
             ValueError: ``groups`` is not between 0 and the number of stages.
@@ -126,7 +127,8 @@ class VideoModel(nn.Module):
                 f"({', '.join(self.stages)}), got {groups}"
             )
         for index, stage in enumerate(self.stages):
-            self.get_submodule(stage).requires_grad_(index >= groups)
+            if index < groups or stage in self._frozen:
+                self.get_submodule(stage).requires_grad_(index >= groups)
         self._frozen = self.stages[:groups]
         self.train(self.training)
 

@@ -79,6 +79,7 @@ def create_model(
 
     Raises:
         ValueError: an unknown name, a bad argument, or weights that do not fit.
+        TypeError: an option that the network does not have.
         CheckpointError: ``weights`` cannot be read.
         WeightsUnavailable: published weights cannot be fetched.
     """

@@ -48,6 +48,8 @@ class BasicBlock(nn.Module):
     Input (N, in_planes, T, H, W), output (N, planes, T', H', W').
     """
 
+    fused_by_itself = True
+
     def __init__(
         self,
         kind: ConvolutionKind,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -11,11 +10,12 @@ from torch import nn
 from r21d.models.base import VideoModel
 from r21d.models.convolutions import MergedFramesConv3d
 
+if TYPE_CHECKING:
+    from r21d.weights.checkpoint import Checkpoint
 
-def adapted(
-    state: Mapping[str, torch.Tensor], config: Mapping[str, Any], model: VideoModel
-) -> dict[str, torch.Tensor]:
-    """``state``, of a network with ``config``, with the tensors that ``model`` needs otherwise.
+
+def adapted(checkpoint: Checkpoint, model: VideoModel, certain: bool) -> dict[str, torch.Tensor]:
+    """The tensors of ``checkpoint``, with those that ``model`` needs otherwise.
 
     Where the classes differ, the model's own fresh head; where the input channels differ (RGB
     weights for optical flow), the first convolution's mean over them, for each of the model's;
@@ -23,20 +23,26 @@ def adapted(
     of equal frames gives what it gave before.  The channels' mean is customary for two-stream
     networks (arXiv:1608.00859, section 3.3) and like the resampling no part of the paper.
     Everything else stays as it is, whether it fits or not.
+
+    Args:
+        certain: False where the config was inferred from shapes, which do not tell channels from
+            the frames that an R2D merges with them: a first convolution that fits is then kept.
     """
-    result = dict(state)
-    if config.get("num_classes") != model.config["num_classes"]:
+    result, config = dict(checkpoint.state_dict), checkpoint.config
+    expected = model.state_dict()
+    other_names = model.classes and checkpoint.classes and model.classes != checkpoint.classes
+    if config["num_classes"] != model.config["num_classes"] or other_names:
         head = f"{model._head}."
-        fresh = {name: t for name, t in model.state_dict().items() if name.startswith(head)}
+        fresh = {name: t for name, t in expected.items() if name.startswith(head)}
         result = {name: t for name, t in result.items() if not name.startswith(head)} | fresh
     name, conv = _first_convolution(model)
     weight = result.get(name)
-    if weight is None or weight.dim() != 5:
+    if weight is None or (weight.shape == expected[name].shape and not certain):
         return result
     merges = isinstance(conv, MergedFramesConv3d)
     frames = (config.get("clip_len") or 0) if merges else 1
-    channels = config.get("in_channels", 3)
-    if not frames or weight.shape[1] != channels * frames:
+    channels = config["in_channels"]
+    if weight.dim() != 5 or not frames or weight.shape[1] != channels * frames:
         return result
     taps = weight.unflatten(1, (channels, frames))
     if channels != model.config["in_channels"]:

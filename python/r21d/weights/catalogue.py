@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,9 @@ class PublishedWeights:
         url: where they are.
         sha256: of the file behind ``url``, whole or its first digits; None where none was
             published.
-        clip_len: frames a clip.
-        frame_rate: frames a second; None: the video's own.
+        clip_len: frames a clip; None: not given, as their layout suggests.
+        frame_rate: frames a second, ``"native"`` for the video's own; None: not given, as their
+            layout suggests.
         classes: the set of :func:`r21d.weights.labels.labels`, None where no names were published.
         metrics: accuracies in per cent by name: ``clip@1`` (top-1, one clip), ``video@1`` and
             ``video@5`` (mean score of several clips).
@@ -36,8 +38,8 @@ class PublishedWeights:
     name: str
     url: str
     sha256: str | None = None
-    clip_len: int = 16
-    frame_rate: float | None = None
+    clip_len: int | None = None
+    frame_rate: float | Literal["native"] | None = None
     classes: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     protocol: str = ""
@@ -45,6 +47,15 @@ class PublishedWeights:
     source: str = ""
     member: str | None = None
     member_sha256: str | None = None
+
+    def given_input(self) -> dict[str, Any]:
+        """The fields of :class:`r21d.video.InputSpec` that the publisher gives."""
+        given: dict[str, Any] = {}
+        if self.clip_len is not None:
+            given["clip_len"] = self.clip_len
+        if self.frame_rate is not None:
+            given["frame_rate"] = None if self.frame_rate == "native" else self.frame_rate
+        return given
 
 
 _KINETICS = "kinetics400"

@@ -92,9 +92,12 @@ def save_checkpoint(
     if not all(isinstance(text, str) for pair in notes.items() for text in pair):
         raise ValueError(f"extra must map text to text, got {notes!r}")
     state = model.state_dict()
-    with torch.device("meta"):
-        rebuilt = create_model(**model.config)
-    if mismatch := describe_mismatch(state, rebuilt.state_dict(), "the model", "its config"):
+    rebuilt = _on_meta(model.config)
+    mismatch = describe_mismatch(state, rebuilt.state_dict(), "the model", "its config")
+    eps, configured = _norm_eps(model), _norm_eps(rebuilt)
+    if not mismatch and eps != configured:
+        mismatch = f"eps is {_distinct(eps)} in the model and {_distinct(configured)} in its config"
+    if mismatch:
         raise ValueError(
             "model cannot be saved, because create_model(**model.config) would not rebuild it: "
             f"{mismatch}"
@@ -175,6 +178,8 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str], adapt: bool =
         ValueError: names, shapes or BatchNorm's eps differ; all differences are counted and the
             first ones named, and so is the network that would fit.  The model is then as it was.
     """
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
     name = model.config["name"] if isinstance(model, VideoModel) else None
     path, entry = _locate(source, name)
     _fill(model, _read(path, entry, model), adapt)
@@ -194,18 +199,12 @@ def model_from_weights(
         _fill(model, content, adapt=False)
         return model
     held = dict(checkpoint.config)
-    found = held.pop("name", None)
+    found = held.pop("name")
     if name is not None and found != name:
         raise ValueError(
             f"{path} holds a {found}, not a {name}: create_model({found!r}, weights=...)"
         )
-    try:
-        check_name(str(found))
-        with torch.device("meta"):
-            build_model(str(found), held)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a usable checkpoint: {error}") from error
-    model = build_model(str(found), held | dict(given))
+    model = build_model(found, held | dict(given))
     _fill(model, content, adapt=True)
     return model
 
@@ -219,19 +218,21 @@ class _Content:
         tensors: as the file names them.
         checkpoint: what they are, or None where no known layout has them.
         certain: whether config, classes and input are the writer's own words, not inferred.
+        note: what a layout that nearly fits says.
     """
 
     path: Path
     tensors: dict[str, torch.Tensor]
     checkpoint: Checkpoint | None
     certain: bool
+    note: str = ""
 
 
 def _locate(
     source: str | os.PathLike[str], model: str | None
 ) -> tuple[Path, PublishedWeights | None]:
     """The file that ``source`` stands for, and its entry where the registry has one."""
-    from r21d.weights.registry import fetch, is_name, is_url, published
+    from r21d.weights.registry import fetch, is_name, is_url, looks_like_name, published
 
     if not isinstance(source, str) or Path(source).exists():
         return Path(source), None
@@ -240,6 +241,8 @@ def _locate(
     if is_name(source):
         entry = published(source, model)
         return fetch(entry), entry
+    if looks_like_name(source):
+        published(source, model)  # raises, and says which names are like it
     return Path(source), None
 
 
@@ -259,13 +262,18 @@ def _read(path: Path, entry: PublishedWeights | None, model: nn.Module | None = 
     except LayoutError as error:
         if model is not None and model.state_dict().keys() & tensors.keys():
             # In the model's own words the difference is easier to see, if there is one.
-            return _Content(path, tensors, None, certain=False)
+            return _Content(path, tensors, None, certain=False, note=str(error))
         raise CheckpointError(f"cannot read weights from {path}: {error}") from error
     if imported is None:
         return _Content(path, tensors, None, certain=False)
     from r21d.weights.registry import identify
 
     entry = entry or identify(path)
+    name = imported.config["name"]
+    if entry is not None and entry.model != name:
+        raise CheckpointError(
+            f"{path} is registered as weights of {entry.model} and holds a {name}"
+        )
     return _Content(path, tensors, _as_checkpoint(imported, entry), certain=entry is not None)
 
 
@@ -278,47 +286,59 @@ def _as_checkpoint(imported: Imported, entry: PublishedWeights | None) -> Checkp
         extra["weights"] = f"{entry.model}/{entry.name}"
         classes = labels(entry.classes) if entry.classes else classes
         if input:
-            input |= {"clip_len": entry.clip_len, "frame_rate": entry.frame_rate}
+            input |= entry.given_input()
     return Checkpoint(imported.state_dict, imported.config, classes, _check_input(input), extra)
 
 
 def _fill(model: nn.Module, content: _Content, adapt: bool) -> None:
     """Load what ``content`` holds into ``model``, or raise and leave it alone."""
-    from r21d.video.transforms import InputSpec
-
     checkpoint = content.checkpoint
     state = _state_for(model, content, adapt)
-    problems = [] if checkpoint is None else _differences(model, checkpoint, content.certain)
     mismatch = describe_mismatch(state, model.state_dict(), "the file", "the model")
-    if mismatch and checkpoint is not None and isinstance(model, VideoModel):
+    if checkpoint is None:
+        problems = [content.note] if mismatch and content.note else []
+    elif mismatch and isinstance(model, VideoModel):
         problems = _config_differences(model, checkpoint)
+    else:
+        problems = _eps_difference(model, checkpoint, content.certain)
     if mismatch or problems:
         reasons = "; ".join([*problems, mismatch] if mismatch else problems)
-        advice = "" if checkpoint is None else _advice(content.path, checkpoint)
+        known = checkpoint is not None and isinstance(model, VideoModel)
+        advice = _advice(content.path, checkpoint) if checkpoint is not None and known else ""
         raise ValueError(f"{content.path} does not fit the model: {reasons}{advice}")
     model.load_state_dict(dict(state))
-    if checkpoint is None or not isinstance(model, VideoModel):
-        return
-    same_classes = checkpoint.config.get("num_classes") == model.config["num_classes"]
-    if content.certain or model.classes is None:
-        model.classes = list(checkpoint.classes) or None if same_classes else None
-    same_channels = checkpoint.config.get("in_channels") == model.config["in_channels"]
-    if content.certain or model.input_spec is None:
-        usable = bool(checkpoint.input) and same_channels
-        spec = InputSpec.from_dict(checkpoint.input) if usable else None
+    if checkpoint is not None and isinstance(model, VideoModel):
+        _describe(model, checkpoint, content.certain, adapt)
+        if not content.certain:
+            _log.warning(
+                "%s does not tell all that it needs; assumed: %s",
+                content.path,
+                checkpoint.extra["assumed"],
+            )
+
+
+def _describe(model: VideoModel, checkpoint: Checkpoint, certain: bool, adapt: bool) -> None:
+    """Set ``classes`` and ``input_spec`` as far as ``checkpoint`` knows better than ``model``."""
+    from r21d.video.transforms import InputSpec
+
+    def same(option: str) -> bool:
+        return checkpoint.config.get(option) == model.config[option]
+
+    if certain and not adapt:
+        model.classes = model.input_spec = None  # which is what a file without them says
+    if checkpoint.classes and same("num_classes") and model.classes is None:
+        model.classes = list(checkpoint.classes)
+    if checkpoint.input and same("in_channels") and (certain or model.input_spec is None):
+        spec = InputSpec.from_dict(checkpoint.input)
         clip_len = model.config.get("clip_len")
-        if spec is not None and clip_len is not None:
-            spec = replace(spec, clip_len=clip_len)
-        model.input_spec = spec
+        model.input_spec = spec if clip_len is None else replace(spec, clip_len=clip_len)
 
 
 def _state_for(model: nn.Module, content: _Content, adapt: bool) -> Mapping[str, torch.Tensor]:
     """The tensors to load: a module of another library may want them under the file's names."""
     checkpoint = content.checkpoint
     if checkpoint is not None and isinstance(model, VideoModel):
-        if adapt:
-            return adapted(checkpoint.state_dict, checkpoint.config, model)
-        return checkpoint.state_dict
+        return adapted(checkpoint, model, content.certain) if adapt else checkpoint.state_dict
     expected = model.state_dict()
     as_they_are = content.tensors
     if not any(name.endswith(_COUNTER) for name in as_they_are):
@@ -337,31 +357,35 @@ def _config_differences(model: VideoModel, checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def _differences(model: nn.Module, checkpoint: Checkpoint, certain: bool) -> list[str]:
+def _eps_difference(model: nn.Module, checkpoint: Checkpoint, certain: bool) -> list[str]:
     """What no name and no shape shows, and would give logits that are quietly off."""
-    eps = checkpoint.config.get("eps")
-    if eps is None:
-        return []
-    inner = checkpoint.config.get("inner_eps") or eps
-    own: list[float]
-    if isinstance(model, VideoModel):
-        own = [model.config["eps"], model.config.get("inner_eps") or model.config["eps"]]
-        fits = own == [eps, inner]
+    wanted, found = _norm_eps(_on_meta(checkpoint.config)), _norm_eps(model)
+    if not isinstance(model, VideoModel):  # whose names may be others
+        fits = set(found.values()) <= set(wanted.values())
     else:
-        own = sorted({m.eps for m in model.modules() if isinstance(m, nn.BatchNorm3d)})
-        fits = set(own) <= {eps, inner}
+        fits = wanted == found
     if fits:
         return []
-    found, wanted = (_distinct(values) for values in (own, (eps, inner)))
-    message = f"eps is {wanted} in the file and {found} in the model"
+    message = f"eps is {_distinct(wanted)} in the file and {_distinct(found)} in the model"
     if certain:
         return [message]
     _log.warning("%s, judging by the file's family; BatchNorm may be off", message)
     return []
 
 
-def _distinct(values: Sequence[float]) -> str:
-    return " and ".join(map(repr, dict.fromkeys(values)))
+def _norm_eps(model: nn.Module) -> dict[str, float]:
+    """eps of each BatchNorm by its name."""
+    return {name: m.eps for name, m in model.named_modules() if isinstance(m, nn.BatchNorm3d)}
+
+
+def _distinct(eps: Mapping[str, float]) -> str:
+    return " and ".join(map(repr, dict.fromkeys(eps.values())))
+
+
+def _on_meta(config: Mapping[str, Any]) -> VideoModel:
+    """The network of ``config`` without memory for it."""
+    with torch.device("meta"):
+        return create_model(**config)
 
 
 def _advice(path: Path, checkpoint: Checkpoint) -> str:
@@ -390,6 +414,20 @@ def _check_input(input: Mapping[str, Any]) -> dict[str, Any]:
     return InputSpec.from_dict(input).to_dict() if input else {}
 
 
+def _check_network(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """ValueError and others where ``config`` is not the network that ``tensors`` are of.
+
+    Nothing is allocated, whatever sizes a damaged or hostile file claims.
+    """
+    check_name(config["name"])
+    if sum(config.get("blocks", ())) > len(tensors):
+        raise ValueError(f"it has {len(tensors)} tensors for {config['blocks']} blocks")
+    if mismatch := describe_mismatch(
+        tensors, _on_meta(config).state_dict(), "the file", "the network of its config"
+    ):
+        raise ValueError(mismatch)
+
+
 def _parse(
     path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
 ) -> Checkpoint | None:
@@ -407,13 +445,14 @@ def _parse(
         if not isinstance(config, dict):
             raise ValueError("its config is not a table")
         extra = json.loads(metadata["extra"])
-        if not isinstance(extra, dict):
-            raise ValueError("its extra notes are not a table")
+        if not isinstance(extra, dict) or not all(isinstance(v, str) for v in extra.values()):
+            raise ValueError("its extra notes are not a table of texts")
         classes = _check_labels(json.loads(metadata["classes"]), config["num_classes"])
         input = _check_input(json.loads(metadata["input"]))
+        _check_network(config, tensors)
     except KeyError as error:
         raise CheckpointError(f"{path} is a damaged r21d checkpoint: it lacks {error}") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{path} is not a usable r21d checkpoint: {error}") from error
     return Checkpoint(tensors, config, classes, input, extra)
 

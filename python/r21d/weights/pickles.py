@@ -35,6 +35,10 @@ _DTYPES = {
 _ARRAY_STATE = 5
 _DTYPE_STATE = 8
 _DEEPEST = 64
+_MOST_DIMENSIONS = 64
+_LARGEST_SIZE = 1 << 63
+_SAID = 60
+_SCALARS = (str, bytes, int, float)
 
 _OPCODES = (
     *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "GLOBAL", "STACK_GLOBAL"),
@@ -90,6 +94,8 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
 class _Reader(pickle._Unpickler):
     read: Callable[[int], bytes]
     append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    stack: list[Any]
 
     def __init__(self, path: Path) -> None:
         # In memory, so that a read stops at the end of the file whatever length is claimed.
@@ -113,6 +119,34 @@ class _Reader(pickle._Unpickler):
         (size,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(size)))  # the inherited one allocates what is claimed
 
+    # The inherited ones hash whatever they are given, and the hash of forty tuples, each of the one
+    # before twice, takes 2**40 steps.
+    def load_setitem(self) -> None:
+        value = self.stack.pop()
+        key = self.stack.pop()
+        self.stack[-1][_key(key)] = value
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        target = self.stack[-1]
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[_key(key)] = value
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)})
+
+    def load_additems(self) -> None:
+        items = self.pop_mark()
+        target = self.stack[-1]
+        if not isinstance(target, set):
+            raise ValueError(f"members are added to a {type(target).__name__}; expected a set")
+        target.update(_member(item) for item in items)
+
+    def load_frozenset(self) -> None:
+        items = self.pop_mark()
+        self.append(frozenset(_member(item) for item in items))
+
     def refuse(self, opcode: str) -> None:
         raise UnsafePickleError(
             f"{self._name} uses pickle's opcode {opcode} (persistent ids, extension codes, "
@@ -129,6 +163,11 @@ def _dispatch() -> dict[int, Callable[[Any], None]]:
     for name in _REFUSED:
         table[getattr(pickle, name)[0]] = functools.partial(_Reader.refuse, opcode=name)
     table[pickle.BYTEARRAY8[0]] = _Reader.load_bytearray
+    table[pickle.SETITEM[0]] = _Reader.load_setitem
+    table[pickle.SETITEMS[0]] = _Reader.load_setitems
+    table[pickle.DICT[0]] = _Reader.load_dict
+    table[pickle.ADDITEMS[0]] = _Reader.load_additems
+    table[pickle.FROZENSET[0]] = _Reader.load_frozenset
     return table
 
 
@@ -168,7 +207,9 @@ class _DType:
 
     def __init__(self, code: object, align: object = False, copy: object = False) -> None:
         if not isinstance(code, str) or code not in _DTYPES:
-            raise ValueError(f"an array has dtype {code!r}; expected one of {', '.join(_DTYPES)}")
+            raise ValueError(
+                f"an array has dtype {_say(code)}; expected one of {', '.join(_DTYPES)}"
+            )
         self.code = code
         self.swapped = False
 
@@ -176,7 +217,7 @@ class _DType:
         orders = {"<": "little", ">": "big", "=": sys.byteorder, "|": sys.byteorder}
         order = state[1] if isinstance(state, tuple) and len(state) >= _DTYPE_STATE else None
         if not isinstance(order, str) or order not in orders:
-            raise ValueError(f"a dtype has the state {state!r:.80}; expected a byte order")
+            raise ValueError(f"a dtype has the state {_say(state)}; expected a byte order")
         self.swapped = orders[order] != sys.byteorder
 
     @property
@@ -201,7 +242,7 @@ class _Array:
 
 def _reconstruct(kind: object, shape: object = None, code: object = None) -> _Array:
     if kind is not _NDARRAY:
-        raise ValueError(f"an array is of the kind {kind!r:.80}; expected numpy.ndarray")
+        raise ValueError(f"an array is of the kind {_say(kind)}; expected numpy.ndarray")
     return _Array()
 
 
@@ -217,9 +258,13 @@ def _scalar(dtype: object, content: object = None) -> bool | int | float:
 
 def _tensor(shape: object, dtype: object, fortran: bool, content: object) -> torch.Tensor:
     if not isinstance(dtype, _DType):
-        raise ValueError(f"an array's dtype is {dtype!r:.80}; expected numpy.dtype")
-    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"an array has shape {shape!r:.80}; expected sizes")
+        raise ValueError(f"an array's dtype is {_say(dtype)}; expected numpy.dtype")
+    if not isinstance(shape, tuple) or not all(
+        type(n) is int and 0 <= n < _LARGEST_SIZE for n in shape
+    ):
+        raise ValueError("an array has a shape that is not a tuple of numbers; expected sizes")
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"an array has {len(shape)} dimensions, {_MOST_DIMENSIONS} are the most")
     if isinstance(content, str):  # Python 2 has no other bytes
         content = content.encode("latin1")
     if not isinstance(content, bytes | bytearray):
@@ -244,7 +289,7 @@ def _tensor(shape: object, dtype: object, fortran: bool, content: object) -> tor
 def _encode(text: object, encoding: object = None) -> bytes:
     # How Python 3 writes bytes in the protocols of Python 2.
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise ValueError(f"bytes are written as {encoding!r:.80} text; expected latin1")
+        raise ValueError(f"bytes are written as {_say(encoding)} text; expected latin1")
     return text.encode("latin1")
 
 
@@ -258,8 +303,15 @@ def _bytearray(*content: object) -> bytearray:
     return bytearray(b"".join(part for part in content if isinstance(part, bytes)))
 
 
-def _table(*pairs: Any) -> _Table:
-    return _Table(*pairs)
+def _table(pairs: object = ()) -> _Table:
+    if not isinstance(pairs, list | tuple):
+        raise ValueError(f"an OrderedDict is made of a {type(pairs).__name__}; expected pairs")
+    table = _Table()
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise ValueError("an OrderedDict is made of something other than pairs")
+        table[_key(pair[0])] = pair[1]
+    return table
 
 
 _NDARRAY = _Callable("numpy.ndarray", lambda *args: _reconstruct(None))
@@ -303,7 +355,7 @@ def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:
     if value is None or isinstance(value, str | bytes | bytearray | int | float):
         return value
     if not isinstance(value, dict | list | tuple | set | frozenset):
-        raise ValueError(f"it holds {value!r:.80} itself instead of an array")
+        raise ValueError(f"it holds {_say(value)} itself instead of an array")
     if id(value) in done:
         if done[id(value)] is None:
             raise ValueError("a container holds itself")
@@ -321,6 +373,23 @@ def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:
 
 
 def _key(key: Any) -> Any:
-    if key is None or isinstance(key, str | bytes | int | float):
+    if key is None or isinstance(key, _SCALARS):
         return key
-    raise ValueError(f"a dict has the key {key!r:.80}; expected text or a number")
+    raise ValueError(f"a dict has a {type(key).__name__} as a key; expected text or a number")
+
+
+def _member(item: Any) -> Any:
+    if item is None or isinstance(item, _SCALARS):
+        return item
+    raise ValueError(f"a set has a {type(item).__name__} in it; expected text and numbers")
+
+
+def _say(value: object) -> str:
+    """``value`` for a message: a few bytes of a container may be terabytes of text."""
+    if value is None or isinstance(value, bool | float | _Callable):
+        return repr(value)
+    if isinstance(value, str | bytes):
+        return repr(value[:_SAID])
+    if isinstance(value, int) and abs(value) < _LARGEST_SIZE:
+        return repr(value)
+    return f"a {type(value).__name__}"

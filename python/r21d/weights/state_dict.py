@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
-from collections.abc import Mapping
-from pathlib import Path
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +20,11 @@ _ZIP = b"PK\x03\x04"
 _GZIP = b"\x1f\x8b"
 # torch.save before 1.6 begins with its magic number, a pickle of its own.
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+# Protocols 2 to 5 begin with PROTO.  Before them a dict, a list or a named class is what files of
+# arrays begin with; whatever else a text may be, these are not its first characters.
+_PICKLE = re.compile(rb"\x80[\x02-\x05]|\([dl]|[}\]]|c[\w.]+\n[\w.]+\n")
+_STOP = b"."
+_START = 256
 _WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "module", "net", "network"),
     *("model_ema", "ema_state_dict", "state_dict_ema", "ema"),
@@ -23,7 +32,8 @@ _WRAPPERS = (
 _PREFIXES = ("module.", "_orig_mod.")
 _NAMED = 3
 _DEEPEST = 8
-_MOST_TENSORS = 100_000
+_MOST_ENTRIES = 100_000
+_LONGEST_NAME = 1000
 _DTYPES = (
     torch.float32,
     torch.float16,
@@ -54,7 +64,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]
     with path.open("rb") as file:
         start = file.read(len(_LEGACY))
     if start.startswith(_GZIP):
-        return read_state_dict(_member(path))
+        return _read_archive(path)
     metadata: dict[str, str] = {}
     if start.startswith((_ZIP, _LEGACY)):
         tensors = _by_name(_read_torch(path))
@@ -65,6 +75,24 @@ def read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]
     for name, tensor in tensors.items():
         _check_plain(name, tensor)
     return _without_prefix(tensors), metadata
+
+
+def looks_like_weights(path: Path) -> bool:
+    """Whether a file begins and ends as those that :func:`read_state_dict` reads.
+
+    A web page, an error message or an empty file does not, nor does most of a PyTorch file or of a
+    pickle whose rest is missing.
+    """
+    with path.open("rb") as file:
+        start = file.read(_START)
+        if start.startswith(_ZIP):
+            return zipfile.is_zipfile(file)
+        if start.startswith((_GZIP, _LEGACY)) or _looks_like_safetensors(start, ""):
+            return True
+        if _PICKLE.match(start) is None:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == _STOP
 
 
 def describe_mismatch(
@@ -144,21 +172,32 @@ def _read_plain_pickle(path: Path) -> Any:
     return content
 
 
-def _member(archive: Path) -> Path:
-    from r21d.weights.registry import identify, unpack
+def _read_archive(archive: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    from r21d.weights.registry import archive_named, identify, read_member
 
     entry = identify(archive)
     if entry is None or entry.member is None:
+        if (named := archive_named(archive.name)) is not None:
+            raise ValueError(
+                f"it has the name of the archive of {named.model}/{named.name}, but not its "
+                f"SHA-256, so it is damaged or another one; download {named.url} again"
+            )
         raise ValueError(
             "it is an archive that the list of published weights does not know; extract it and "
             "pass the file of weights in it"
         )
-    return unpack(entry, archive)
+    # Not into the cache, which may be read-only and would keep a second copy.
+    with tempfile.TemporaryDirectory() as folder:
+        member = Path(folder) / PurePosixPath(entry.member).name
+        member.write_bytes(read_member(entry, archive))
+        return read_state_dict(member)
 
 
 def _by_name(content: Any) -> dict[str, torch.Tensor]:
     """The state dict in what a file holds."""
-    while isinstance(content, dict):
+    for _ in range(_DEEPEST):  # a dict may hold itself
+        if not isinstance(content, dict):
+            break
         inner = (content[name] for name in _WRAPPERS if isinstance(content.get(name), dict))
         wrapped = next(inner, None)
         if wrapped is None:
@@ -169,25 +208,45 @@ def _by_name(content: Any) -> dict[str, torch.Tensor]:
     if not content:
         raise ValueError("it holds no tensors")
     tensors: dict[str, torch.Tensor] = {}
-    _flatten(content, "", 0, tensors)
+    _flatten(content, "", 0, tensors, itertools.count(1))
     return tensors
 
 
 def _flatten(
-    content: Mapping[Any, Any], prefix: str, depth: int, tensors: dict[str, torch.Tensor]
+    content: Mapping[Any, Any],
+    prefix: str,
+    depth: int,
+    tensors: dict[str, torch.Tensor],
+    visits: Iterator[int],
 ) -> None:
+    """Fill ``tensors``; ``visits`` counts the entries seen, dicts among them.
+
+    A dict that is in the file once may be in itself and in others any number of times, so that
+    seven of thirty entries each would be 30**7.
+    """
     for name, value in content.items():
+        if next(visits) > _MOST_ENTRIES:
+            raise ValueError(
+                f"it has more than {_MOST_ENTRIES} entries, dicts within dicts counted"
+            )
+        if not isinstance(name, str | int | float):  # anything else may be endless as text
+            raise ValueError(f"an entry's name is a {type(name).__name__}, expected text")
         full = f"{prefix}{name}"
+        if len(full) > _LONGEST_NAME:
+            raise ValueError(
+                f"the name of entry {full[:40]!r}... has {len(full)} characters, {_LONGEST_NAME} "
+                "are the most"
+            )
         if isinstance(name, str) and isinstance(value, dict) and depth < _DEEPEST:
-            _flatten(value, f"{full}/", depth + 1, tensors)
+            _flatten(value, f"{full}/", depth + 1, tensors, visits)
         elif not isinstance(name, str) or not isinstance(value, torch.Tensor):
             label = repr(name) if not prefix else repr(full)
             raise ValueError(
                 f"entry {label} is a {type(value).__name__}, expected tensors by name; if the "
                 "state dict is an entry of the file, save that entry alone"
             )
-        elif full in tensors or len(tensors) >= _MOST_TENSORS:
-            raise ValueError(f"entry {full!r} is there twice, or one of too many")
+        elif full in tensors:
+            raise ValueError(f"entry {full!r} is there twice")
         else:
             tensors[full] = value
 
@@ -206,6 +265,13 @@ def _check_plain(name: str, tensor: torch.Tensor) -> None:
         raise ValueError(
             f"{name} is a {tensor.device.type} tensor of {tensor.dtype} with layout "
             f"{tensor.layout}; expected a dense tensor of real numbers"
+        )
+    needed, held = tensor.numel() * tensor.itemsize, tensor.untyped_storage().nbytes()
+    if held < needed:
+        # Strides of 0 make terabytes of a small file as soon as somebody copies them.
+        raise ValueError(
+            f"{name} ({_shape(tensor)}) has {needed} bytes of values but only {held} in the file, "
+            "which are repeated; save it after .contiguous()"
         )
 
 

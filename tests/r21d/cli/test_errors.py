@@ -23,6 +23,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_checkpoint(
         tmp_path / "good.safetensors", model, classes=["a", "b"], input=InputSpec().to_dict()
     )
+    save_checkpoint(tmp_path / "unnamed.safetensors", model, classes=[], input={})
     flow = create_model("r2plus1d_18", 2, in_channels=2, **small)
     save_checkpoint(tmp_path / "flow.safetensors", flow, classes=["a", "b"], input={})
     whole = (tmp_path / "good.safetensors").read_bytes()
@@ -50,6 +51,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("predict a.mp4 --checkpoint good.safetensors --filmstrip text.mp4", "neither a folder"),
         ("predict a.mp4 --checkpoint good.safetensors --device warp", "--device warp"),
         ("predict a.mp4 --checkpoint good.safetensors --device meta", "--device meta"),
+        ("eval one --checkpoint unnamed.safetensors", "does not name its classes"),
         ("eval none --checkpoint good.safetensors", "none: no such folder"),
         ("eval empty --checkpoint good.safetensors", "no class folders"),
         ("eval one --checkpoint good.safetensors", "only"),

@@ -1,28 +1,22 @@
-"""``r21d info``: one network, all beside the paper's figures, published weights (about 15 s)."""
+"""``r21d info``: one network, all beside the paper's figures, published weights (about 6 s)."""
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from r21d.cli import main
 from r21d.models import list_models, paper
+from r21d.models.paper import Network
 from r21d.weights.registry import list_weights, published
 
 
 @pytest.fixture(autouse=True)
-def counted_once() -> Iterator[None]:
-    """Count all networks once for this file."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paper, "count_networks", _count_networks)
-        yield
-
-
-_count_networks = functools.cache(paper.count_networks)
+def counted_once(networks: dict[str, Network], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command does not count all networks again."""
+    monkeypatch.setattr(paper, "count_networks", lambda: networks)
 
 
 def run_text(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -62,9 +56,11 @@ def test_all_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert sum("cut" in row for row in by_name.values()) == 3
 
 
-def test_all_judges_the_claims(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_judges_the_claims(
+    networks: dict[str, Network], capsys: pytest.CaptureFixture[str]
+) -> None:
     claims = run_text(capsys, "--all").split("\nwhere")[1].splitlines()[1:]
-    for claim, line in zip(paper.check_claims(paper.count_networks()), claims, strict=True):
+    for claim, line in zip(paper.check_claims(networks), claims, strict=True):
         assert line.startswith(claim.where) and claim.says in line and claim.found in line
         assert line.split()[-1] == ("holds" if claim.holds else "NO")
 

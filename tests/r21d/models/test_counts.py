@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from r21d.models import VideoModel, create_model, list_models, model_info
+from r21d.models.paper import Network
 
 # Family: parameters at 18 layers, GMAC at 8, 16 and 32 frames, frames left after the last
 # convolution at 8 frames, parameters and GMAC (8 frames) at 34 layers.
@@ -34,9 +35,7 @@ FIGURES = {
 CLIP_LENS = (8, 16, 32)
 
 
-def build(name: str, clip_len: int = 8, **options: Any) -> VideoModel:
-    if name.startswith("r2d_"):
-        options["clip_len"] = clip_len
+def build(name: str, **options: Any) -> VideoModel:
     with torch.device("meta"):
         return create_model(name, **options)
 
@@ -48,18 +47,18 @@ def test_every_network_of_the_paper_is_registered() -> None:
 
 
 @pytest.mark.parametrize("family", FIGURES)
-def test_18_layers(family: str) -> None:
+def test_18_layers(networks: dict[str, Network], family: str) -> None:
     parameters, gmacs, last_frames, _, _ = FIGURES[family]
-    infos = [model_info(build(f"{family}_18", n), (3, n, 112, 112)) for n in CLIP_LENS]
+    infos = [networks[f"{family}_18"].infos[n] for n in CLIP_LENS]
     assert infos[0].parameters == parameters
     assert tuple(f"{info.gmacs:.2f}" for info in infos) == gmacs
     assert infos[0].last_conv == (last_frames, 7, 7)
 
 
 @pytest.mark.parametrize("family", FIGURES)
-def test_34_layers(family: str) -> None:
+def test_34_layers(networks: dict[str, Network], family: str) -> None:
     _, _, last_frames, parameters, gmacs = FIGURES[family]
-    info = model_info(build(f"{family}_34"))
+    info = networks[f"{family}_34"].infos[8]
     assert info.parameters == parameters
     assert f"{info.gmacs:.2f}" == gmacs
     assert info.last_conv == (last_frames, 7, 7)

@@ -113,6 +113,14 @@ def test_freeze_and_thaw(model: VideoResNet) -> None:
     assert not any(module.training for module in model.modules())
 
 
+def test_what_was_frozen_in_another_way_stays_so(model: VideoResNet) -> None:
+    model.layer3.requires_grad_(False)
+    model.freeze(2)
+    model.freeze(0)
+    assert not any(p.requires_grad for p in model.layer3.parameters())
+    assert all(p.requires_grad for p in model.stem.parameters())
+
+
 @pytest.mark.parametrize("groups", [-1, 6, 1.5, True])
 def test_freeze_bad_numbers(model: VideoResNet, groups: Any) -> None:
     with pytest.raises(ValueError, match="groups must be"):

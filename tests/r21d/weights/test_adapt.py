@@ -11,7 +11,7 @@ from torch import nn
 
 from r21d.models import VideoModel, create_model
 from r21d.video.transforms import InputSpec
-from r21d.weights import load_weights, save_checkpoint
+from r21d.weights import load_checkpoint, load_weights, save_checkpoint
 
 pytest.importorskip("safetensors.torch", reason="needs the extra 'train'")
 
@@ -151,3 +151,43 @@ def test_other_shapes_are_never_adapted(tmp_path: Path) -> None:
         create_model("r3d_18", weights=path)
     with pytest.raises(TypeError, match="width_multiplier"):
         create_model("r2plus1d_18", weights=path, width_multiplier=2)
+
+
+def test_what_the_model_knows_is_kept(tmp_path: Path) -> None:
+    path = saved(tmp_path, small("r2d_18", clip_len=4), 4)
+    model = small("r2d_18", num_classes=5, clip_len=4)
+    model.classes = list("abcde")
+    load_weights(model, path, adapt=True)
+    assert model.classes == list("abcde") and model.input_spec == InputSpec(clip_len=4)
+    flow = small("r2d_18", in_channels=2, clip_len=4)
+    flow.input_spec = InputSpec(mean=(0.0, 0.0), std=(1.0, 1.0))
+    load_weights(flow, path, adapt=True)
+    assert flow.input_spec.mean == (0.0, 0.0) and flow.classes == LABELS
+
+
+def test_as_many_other_classes_get_a_fresh_head(tmp_path: Path) -> None:
+    given = small("r3d_18")
+    path = saved(tmp_path, given)
+    model = small("r3d_18")
+    model.classes = ["p", "q", "r"]
+    own = model.fc.weight.clone()
+    load_weights(model, path, adapt=True)
+    assert model.classes == ["p", "q", "r"] and torch.equal(model.fc.weight, own)
+    assert differing(model, given) == {"fc.weight"}  # fresh biases are zero in both
+    load_weights(model, path)
+    assert model.classes == LABELS and not differing(model, given)
+
+
+def test_a_stem_that_fits_is_kept_where_its_frames_are_a_guess(tmp_path: Path) -> None:
+    """24 merged channels are 12 frames of flow, or 8 of RGB: a plain file does not tell."""
+    flow = small("r2d_18", in_channels=2, clip_len=12)
+    torch.save(flow.state_dict(), tmp_path / "a.pth")
+    assert "8 frames of 3 channels" in load_checkpoint(tmp_path / "a.pth").extra["assumed"]
+    again = create_model("r2d_18", weights=tmp_path / "a.pth", in_channels=2, clip_len=12)
+    assert not differing(again, flow)
+    load_weights(other := small("r2d_18", in_channels=2, clip_len=12), tmp_path / "a.pth", True)
+    assert not differing(other, flow)
+    # A checkpoint of our own tells.
+    rgb = small("r2d_18", clip_len=8)
+    adapted = create_model("r2d_18", weights=saved(tmp_path, rgb), in_channels=2, clip_len=12)
+    assert differing(adapted, rgb) == {"stem.0.weight"}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,17 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
+def changed(**options: Any) -> str:
+    """The config of a saved network with some options changed, as metadata."""
+    return json.dumps(small().config | options)
+
+
 def rewrite(path: Path, **metadata: str | None) -> None:
     """Write the file anew with some of its metadata changed, or removed where None."""
     with safetensors_torch.safe_open(path, framework="pt") as file:
-        changed = {**file.metadata(), **metadata}
+        merged = {**file.metadata(), **metadata}
         tensors = {name: file.get_tensor(name).clone() for name in list(file.keys())}
-    kept = {name: text for name, text in changed.items() if text is not None}
+    kept = {name: text for name, text in merged.items() if text is not None}
     safetensors_torch.save_file(tensors, path, metadata=kept)
 
 
@@ -185,12 +191,24 @@ def test_missing_and_directory(tmp_path: Path) -> None:
         ({"input": json.dumps({**SPEC.to_dict(), "clip_len": 0})}, "clip_len"),
         ({"input": "3"}, "not a usable r21d checkpoint"),
         ({"extra": "3"}, "its extra notes are not a table"),
+        ({"extra": json.dumps({"assumed": 5})}, "its extra notes are not a table of texts"),
+        ({"config": "[" * 100_000}, "not a usable r21d checkpoint"),
+        ({"config": changed(name=None)}, "name=None is not a known network"),
+        ({"config": changed(name="r3d_18")}, "missing from the file: layer1.0.conv1.0.weight"),
+        ({"config": changed(bogus=1)}, "bogus"),
+        (
+            {"config": changed(widths=[4, 6, 6, 3_000_000])},
+            "of another shape: layer4",
+        ),
+        ({"config": changed(widths=[10**12] * 4)}, "not a usable r21d checkpoint"),
+        ({"config": changed(blocks=[20_000] * 4)}, "tensors for [20000, 20000, 20000, 20000]"),
     ],
 )
 def test_damaged_metadata(saved: Path, metadata: dict[str, str | None], message: str) -> None:
     rewrite(saved, **metadata)
-    with pytest.raises(CheckpointError, match=message):
-        load_checkpoint(saved)
+    for read in (load_checkpoint, load_model):
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            read(saved)
 
 
 @pytest.mark.parametrize("format", [None, "pt"])

@@ -129,6 +129,41 @@ def test_near_misses(damage: Callable[[State], object], message: str) -> None:
     assert str(caught.value).startswith("this looks like the layout of mmaction2")
 
 
+@pytest.mark.parametrize("names", ["mmaction2's", "without head", "torchvision's"])
+def test_a_backbone_is_not_always_mmaction2s(names: str) -> None:
+    state = made()
+    if names == "without head":
+        state = {k: v for k, v in state.items() if k.startswith("backbone.")}
+        with pytest.raises(LayoutError, match=r"layout of mmaction2 .*cls_head\.fc_cls"):
+            import_layout(state)
+    elif names == "mmaction2's":
+        imported_from(state)
+    else:
+        model = create_model("r3d_18", 5, widths=(8, 8, 8, 8), stem_channels=8)
+        ours = {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
+        imported = import_layout(ours)
+        assert imported is not None and imported.layout == "torchvision"
+        assert imported.config["name"] == "r3d_18"
+        encoder = {k: v for k, v in ours.items() if ".fc." not in k}
+        encoder |= {"projector.weight": torch.zeros(3)}
+        assert import_layout(encoder) is None  # nobody's that is known
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net."])
+def test_a_prefix_that_all_names_have(prefix: str) -> None:
+    state = made()
+    prefixed = {prefix + name: tensor for name, tensor in state.items()}
+    imported, plain = imported_from(prefixed), imported_from(state)
+    assert imported.config == plain.config
+    for name, tensor in plain.state_dict.items():
+        assert torch.equal(imported.state_dict[name], tensor)
+    more = {**prefixed, "criterion.weight": torch.zeros(3)}
+    assert import_layout(more) is None
+    prefixed.pop(f"{prefix}cls_head.fc_cls.bias")
+    with pytest.raises(LayoutError, match=f"without '{prefix}' before every name, this looks like"):
+        import_layout(prefixed)
+
+
 def test_other_networks_of_mmaction2() -> None:
     state = {
         f"backbone.layer{layer}.0.conv{conv}.{name}.weight": torch.zeros(2, 2, 1, 1, 1)

@@ -76,9 +76,13 @@ def test_a_plain_file_is_enough(tmp_path: Path) -> None:
 
 def test_a_url(tmp_path: Path) -> None:
     path = write(tmp_path / "a.pth", small(eps=1e-3))
-    again = load_model(path.as_uri())
+    first = load_model(path.as_uri())
+    torch.save(small(eps=1e-3, seed=2).state_dict(), path)
+    second = load_model(path.as_uri())  # the file as it is now
+    assert second.config == first.config and not torch.equal(second.fc.weight, first.fc.weight)
     path.unlink()
-    assert load_model(path.as_uri()).config == again.config  # from the cache
+    with pytest.raises(WeightsUnavailable, match=r"cannot download file:///.*no such file"):
+        load_model(path.as_uri())
 
 
 @pytest.mark.parametrize("name", ["mine", "r2plus1d_34/mine"])

@@ -140,3 +140,35 @@ def test_files_of_something_else(tmp_path: Path, content: Any, message: str) -> 
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=message):
         load_weights(small(0), tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel])
+def test_wrappers_are_looked_through(
+    wrap: Callable[[nn.Module], nn.Module], write: Callable[[State], Path]
+) -> None:
+    given, model = small(0), small(1)
+    load_weights(wrap(model), write(copied(given)))
+    assert same(model, copied(given))
+
+
+def test_eps_is_that_of_the_layers(tmp_path: Path) -> None:
+    """VMZ's and ig65m's own recipe sets it after building the network."""
+    model = small(0)
+    save_checkpoint(tmp_path / "a", model, classes=LABELS, input={})
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eps = 1e-3
+    before = copied(model)
+    with pytest.raises(ValueError, match=r"eps is 1e-05 in the file and 0.001 in the model"):
+        load_weights(model, tmp_path / "a")
+    assert same(model, before)
+    with pytest.raises(ValueError, match=r"eps is 0.001 in the model and 1e-05 in its config"):
+        save_checkpoint(tmp_path / "b", model, classes=LABELS, input={})
+    assert not (tmp_path / "b").exists()
+
+
+def test_near_misses_name_their_layout(write: Callable[[State], Path]) -> None:
+    state = copied(small(0))
+    del state["layer1.0.conv1.0.0.weight"]
+    with pytest.raises(ValueError, match=r"the layout of torchvision.*layer1.0.conv1.0.0.w"):
+        load_weights(small(1), write(state))

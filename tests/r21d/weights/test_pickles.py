@@ -281,7 +281,7 @@ def test_the_literal_is_an_array(read: Callable[[bytes], Any]) -> None:
         (b"}q\x00K\x01h\x00s.", "a container holds itself"),
         (b"]" * 100 + b"a" * 99 + b".", "nested more than 64 deep"),
         (b"(" * 100_000 + b"t" * 100_000 + b".", "nested more than 64 deep"),
-        (pickle.dumps({(1, 2): 3}), r"the key \(1, 2\)"),
+        (pickle.dumps({(1, 2): 3}), "a dict has a tuple as a key"),
         (pickle.dumps(np.array([None, "a"])), "dtype 'O8'"),
         (pickle.dumps(np.zeros(2, dtype="f4,i4")), "dtype 'V8'"),
     ],
@@ -295,6 +295,59 @@ def test_damage_ends_in_one_clear_error(
     with pytest.raises(ValueError, match=message) as caught:
         read(content)
     assert not isinstance(caught.value, UnsafePickleError)
+
+
+# Forty tuples, each of the one before twice: their hash and their text are 2**40 long.
+NESTED = b")" + b"2\x86" * 40
+RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"}" + NESTED + b"K\x01s.", "a dict has a tuple as a key"),
+        (b"}(" + NESTED + b"K\x01u.", "a dict has a tuple as a key"),
+        (b"(" + NESTED + b"K\x01d.", "a dict has a tuple as a key"),
+        (b"\x8f(" + NESTED + b"\x90.", "a set has a tuple in it"),
+        (b"(" + NESTED + b"\x91.", "a set has a tuple in it"),
+        (b"ccollections\nOrderedDict\n(((" + NESTED + b"K\x01tttR.", "a dict has a tuple as a key"),
+        (b"]" + b"(" + NESTED + b"\x90.", "members are added to a list"),
+        (b"cnumpy\ndtype\n(" + NESTED + b"tR.", "has dtype a tuple; expected"),
+        (b"cnumpy\ndtype\n(U\x02f4tR" + NESTED + b"b.", "has the state a tuple; expected"),
+        (RECONSTRUCT + b"(" + NESTED + b"tR.", "of the kind a tuple; expected"),
+        (
+            RECONSTRUCT + b"(cnumpy\nndarray\ntR(K\x01)" + NESTED + b"\x89U\x00tb.",
+            "dtype is a tuple; expected",
+        ),
+        (
+            RECONSTRUCT + b"(cnumpy\nndarray\ntR(K\x01" + NESTED + b"cnumpy\ndtype\n(U\x02f4tR"
+            b"\x89U\x00tb.",
+            "a shape that is not a tuple of numbers",
+        ),
+        (
+            RECONSTRUCT + b"(cnumpy\nndarray\ntR(K\x01(" + b"K\x00" * 100 + b"tcnumpy\ndtype\n"
+            b"(U\x02f4tR\x89U\x00tb.",
+            "an array has 100 dimensions",
+        ),
+        (b"c_codecs\nencode\n(U\x00" + NESTED + b"tR.", "written as a tuple text"),
+    ],
+)
+def test_endless_tuples_are_neither_hashed_nor_printed(
+    read: Callable[[bytes], Any], body: bytes, message: str
+) -> None:
+    # Without the checks each of these runs for days.
+    with pytest.raises(ValueError, match=message) as caught:
+        read(b"\x80\x04" + body)
+    assert len(str(caught.value)) < 300
+
+
+def test_an_ordered_dict_of_pairs(read: Callable[[bytes], Any]) -> None:
+    # As Python 2 wrote them.
+    head = b"\x80\x02ccollections\nOrderedDict\n"
+    assert read(head + b"(((U\x01aK\x01t(U\x01bK\x02tltR.") == {"a": 1, "b": 2}
+    for body in (b"(K\x01tR.", b"((K\x01ltR.", b"(((K\x01tltR."):
+        with pytest.raises(ValueError, match="an OrderedDict is made of"):
+            read(head + body)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

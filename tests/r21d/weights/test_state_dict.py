@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import io
 import pickle
+import sys
+import tarfile
+import tempfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +18,12 @@ import pytest
 import torch
 from weights.python2_pickle import python2_pickle
 
-from r21d.weights.state_dict import describe_mismatch, read_state_dict
+from r21d.weights.state_dict import describe_mismatch, looks_like_weights, read_state_dict
 
 safetensors_torch = pytest.importorskip("safetensors.torch", reason="needs the extra 'train'")
 
 State = dict[str, torch.Tensor]
+STATE = {"a": torch.arange(6.0)}
 SUFFIXES = [".pth", ".pt", ".safetensors", ".pkl", ".ckpt", ""]
 
 
@@ -126,6 +134,14 @@ def test_the_arrays_of_blobs(tmp_path: Path, protocol: int) -> None:
         ({"a": torch.zeros(3).to_sparse()}, "expected a dense tensor of real numbers"),
         ({"a": torch.zeros(3, dtype=torch.complex64)}, "expected a dense tensor"),
         ({"a": torch.zeros(3, device="meta")}, "a is a meta tensor"),
+        ({(1, 2): torch.zeros(2)}, "an entry's name is a tuple, expected text"),
+        ({"a": {(1, 2): torch.zeros(2)}}, "an entry's name is a tuple, expected text"),
+        ({"a" * 1001: torch.zeros(1)}, "'a+'... has 1001 characters, 1000 are the most"),
+        (
+            {"a": torch.zeros(1).expand(10**11)},
+            r"a \(100000000000\) has 400000000000 bytes of values but only 4 in the file",
+        ),
+        ({"a": torch.zeros(2).expand(3, 2)}, r"a \(3x2\) has 24 bytes of values but only 8"),
     ],
 )
 def test_files_of_something_else(tmp_path: Path, content: Any, message: str) -> None:
@@ -143,13 +159,35 @@ def test_deep_nesting_is_refused(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "a")
 
 
-def test_sharing_does_not_blow_up(tmp_path: Path) -> None:
-    content: Any = {str(index): torch.zeros(1) for index in range(10)}
-    for _ in range(6):
-        content = {str(index): content for index in range(10)}
-    torch.save(content, tmp_path / "a")
-    with pytest.raises(ValueError, match="one of too many"):
+@pytest.mark.parametrize("kind", ["torch", "pickle"])
+@pytest.mark.parametrize("leaves", ["tensors", "nothing"])
+def test_sharing_does_not_blow_up(tmp_path: Path, kind: str, leaves: str) -> None:
+    zero: Any = torch.zeros(1) if kind == "torch" else np.zeros(1)
+    content: Any = {str(index): zero for index in range(30)} if leaves == "tensors" else {}
+    for _ in range(7):
+        content = {str(index): content for index in range(30)}
+    if kind == "torch":
+        torch.save(content, tmp_path / "a")
+    else:
+        (tmp_path / "a").write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match="it has more than 100000 entries"):
         read_state_dict(tmp_path / "a")
+
+
+def test_a_dict_that_holds_itself(tmp_path: Path) -> None:
+    content: dict[str, Any] = {}
+    content["state_dict"] = content
+    torch.save(content, tmp_path / "a")
+    with pytest.raises(ValueError, match="expected tensors by name"):
+        read_state_dict(tmp_path / "a")
+
+
+@pytest.mark.parametrize("as_strided", [False, True])
+def test_views_of_a_whole_storage_are_read(tmp_path: Path, as_strided: bool) -> None:
+    base = torch.randn(4, 6)
+    view = base.t() if as_strided else base[1:3]
+    torch.save({"a": view}, tmp_path / "a")
+    assert torch.equal(read_state_dict(tmp_path / "a")[0]["a"], view)
 
 
 class Payload:
@@ -197,6 +235,93 @@ def test_an_unknown_archive_says_what_to_do(tmp_path: Path) -> None:
     path.write_bytes(b"\x1f\x8b" + bytes(100))
     with pytest.raises(ValueError, match="extract it and pass the file of weights in it"):
         read_state_dict(path)
+
+
+def archive(path: Path, content: bytes) -> Path:
+    with tarfile.open(path, "w:gz") as opened:
+        info = tarfile.TarInfo("a/w.pth")
+        info.size = len(content)
+        opened.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def known_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An archive of ``STATE`` that the list knows, outside the cache."""
+    module: Any = sys.modules["r21d.weights.registry"]
+    monkeypatch.setattr(module, "_registry", dict(module._registry))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    path = archive(tmp_path / "known-1.0.tar.gz", write(tmp_path / "w", "zip", STATE).read_bytes())
+    module.register_weights(
+        module.PublishedWeights(
+            model="r3d_18",
+            name="mine",
+            url="https://example.invalid/known-1.0.tar.gz",
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            member="a/w.pth",
+        )
+    )
+    return path
+
+
+def test_an_archive_is_read_without_a_cache(
+    tmp_path: Path, known_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A file where the cache's folder would be: nothing can be written there.
+    (tmp_path / "hub").write_bytes(b"")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    assert same(read_state_dict(known_archive)[0], STATE)
+    assert list((tmp_path / "tmp").iterdir()) == []  # nothing is left behind
+    assert (tmp_path / "hub").read_bytes() == b""
+
+
+def test_a_damaged_archive_of_a_known_name(tmp_path: Path, known_archive: Path) -> None:
+    known_archive.write_bytes(known_archive.read_bytes()[:-20])
+    for name in (known_archive.name, "other.tar.gz"):
+        path = known_archive.rename(tmp_path / name)
+        known_archive = path
+        with pytest.raises(ValueError) as caught:
+            read_state_dict(path)
+        damaged = "damaged or another one; download https://example.invalid/known-1.0.tar.gz again"
+        assert (damaged in str(caught.value)) == (name != "other.tar.gz")
+        assert ("r3d_18/mine" in str(caught.value)) == (name != "other.tar.gz")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "pickle"])
+def test_weights_look_like_weights(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path / "a", kind, random_state())
+    assert looks_like_weights(path)
+    if kind in ("zip", "pickle"):  # the others do not tell their end
+        path.write_bytes(path.read_bytes()[:-1])
+        assert not looks_like_weights(path)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_of_every_protocol_look_like_weights(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "a"
+    array = np.zeros(3, dtype="f4")
+    for content in ({"a": array}, {}, [array], array, OrderedDict(a=array)):
+        path.write_bytes(pickle.dumps(content, protocol))
+        assert looks_like_weights(path), content
+    if protocol in (0, 2):
+        path.write_bytes(python2_pickle({"a": array}, protocol))
+        assert looks_like_weights(path)
+    path.write_bytes(gzip.compress(b"an archive"))
+    assert looks_like_weights(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"\n", b"<!DOCTYPE html><html>", b"\r\n<html>", b"\xef\xbb\xbf<html>"),
+        *(b'{"message": "Not Found"}', b"[1]", b"(404) not found", b"connection refused\nbye\n"),
+        *(b"%PDF-1.4", b"\x89PNG\r\n", b"Rate limit exceeded", bytes(1000)),
+    ],
+)
+def test_other_things_do_not(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a").write_bytes(content)
+    assert not looks_like_weights(tmp_path / "a")
 
 
 def test_missing_and_directory(tmp_path: Path) -> None:

@@ -20,16 +20,30 @@ from r21d.weights.layouts.inputs import mmaction2_input
 
 NAME = "mmaction2"
 
+UNSEEN_OPTIONS = {"eps": 1e-3, "inner_eps": 1e-5, "stem_pool": True, "dropout": 0.5}
+"""What mmaction2's code says and no key."""
+UNSEEN = (
+    "eps 1e-3, 1e-5 inside the (2+1)D convolutions, as in mmaction2's code",
+    "a max-pool after conv1 and dropout 0.5, as in mmaction2's code",
+)
+
 _PARTS = {"0": "conv.conv_s", "1": "conv.bn_s", "3": "conv.conv_t", "4": "bn"}
 _KEY = re.compile(r"backbone\.(conv1|layer[1-4]\.\d+\.(conv[123]|downsample))\..*|cls_head\..*")
+_OWN = re.compile(r".*\.conv_[st]\..*|cls_head\..*")
 _CLIP_LEN = 8
 _FRAME_RATE = 30.0 / 8
 
 
 def matches(tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Whether most names are those of an mmaction2 recogniser with a residual backbone."""
+    """Whether most names are those of an mmaction2 recogniser with a residual backbone.
+
+    Others call a part of their networks ``backbone``, too; the head and the parts of a (2+1)D
+    convolution are mmaction2's alone.
+    """
     found = sum(_KEY.fullmatch(name) is not None for name in tensors)
-    return any(name.startswith("backbone.") for name in tensors) and 2 * found > len(tensors)
+    inside = any(name.startswith("backbone.") for name in tensors)
+    own = any(_OWN.fullmatch(name) is not None for name in tensors)
+    return inside and own and 2 * found > len(tensors)
 
 
 def convert(tensors: Mapping[str, torch.Tensor]) -> Imported:
@@ -46,12 +60,10 @@ def convert(tensors: Mapping[str, torch.Tensor]) -> Imported:
             "conv_s and a conv_t; this library reads mmaction2's ResNet2Plus1d"
         )
     config = infer_config(tensors, _NAMING)
-    config |= {"eps": 1e-3, "inner_eps": 1e-5}
-    config |= {"stem_pool": True, "shortcut": "(2+1)d", "dropout": 0.5}
+    config |= {"shortcut": "(2+1)d", **UNSEEN_OPTIONS}
     state, config = take_all(tensors, _NAMING, config)
     assumed = [
-        "eps 1e-3, 1e-5 inside the (2+1)D convolutions, a max-pool after conv1 and dropout 0.5, as "
-        "in mmaction2's code",
+        *UNSEEN,
         f"clips of {_CLIP_LEN} frames at {_FRAME_RATE:g} a second (every 8th), 224 pixels; its "
         "32-frame weights take every 2nd",
     ]

@@ -18,6 +18,7 @@ from r21d.weights.labels import labels
 from r21d.weights.layouts.architecture import Naming, infer_config, is_published_size, take_all
 from r21d.weights.layouts.imported import Imported
 from r21d.weights.layouts.inputs import paper_input
+from r21d.weights.layouts.mmaction2 import UNSEEN, UNSEEN_OPTIONS
 
 NAME = "torchvision"
 
@@ -46,20 +47,21 @@ def convert(tensors: Mapping[str, torch.Tensor]) -> Imported:
         LayoutError: names or shapes differ from the layout, or it is another network.
     """
     config = infer_config(tensors, _NAMING)
-    assumed = []
+    assumed: list[str] = []
     deep = config["blocks"] == list(BLOCKS[34])
     if config.get("shortcut") == "(2+1)d":
-        config |= {"eps": 1e-3, "inner_eps": 1e-5, "stem_pool": True, "dropout": 0.5}
-        assumed.append(
-            "eps 1e-3, 1e-5 inside the (2+1)D convolutions, a max-pool after conv1 and dropout "
-            "0.5, as in mmaction2"
-        )
+        config |= UNSEEN_OPTIONS
+        assumed += UNSEEN
     elif config.get("midplanes") == "paper" and deep:
         config["eps"] = _CAFFE2_EPS
         assumed.append("eps 1e-3, as in ig65m's and VMZ's weights of this network")
     else:
         config["eps"] = _TORCH_EPS
-        assumed.append("eps 1e-5, PyTorch's own, as in torchvision's weights")
+        assumed.append("eps 1e-5, PyTorch's default, as in torchvision's weights")
+    if config.get("clip_len"):
+        assumed.append(
+            f"conv1 merges {config['clip_len']} frames of {config['in_channels']} channels"
+        )
     state, config = take_all(tensors, _NAMING, config)
     classes: list[str] = []
     input: dict[str, Any] = {}
