@@ -139,13 +139,43 @@ def _function(kind: type, name: str) -> types.FunctionType:
 def _reads(function: types.FunctionType) -> Reads:
     try:
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+        runs = _is_source_of(function)
     except (OSError, TypeError, SyntaxError, ValueError) as error:
         raise NotPlain(f"the source of {function.__qualname__} cannot be read") from error
     if not isinstance(tree, ast.FunctionDef) or not tree.args.args:
         raise NotPlain(f"{function.__qualname__} is not a plain method")
+    if not runs:
+        raise NotPlain(f"the source of {function.__qualname__} is not what runs")
     reader = _Reader(function, tree)
     reader.read()
     return Reads(frozenset(reader.attributes), reader.flags)
+
+
+def _is_source_of(function: types.FunctionType) -> bool:
+    """Whether the file compiles to ``function``: it may have been edited since its import."""
+    lines, _ = inspect.findsource(function)
+    code = function.__code__
+    # The whole file, because what a module imports has a part in how its functions are compiled.
+    waiting = [compile("".join(lines), code.co_filename, "exec", dont_inherit=True)]
+    while waiting:
+        compiled = waiting.pop()
+        if (compiled.co_name, compiled.co_firstlineno) == (code.co_name, code.co_firstlineno):
+            return _same(compiled, code)
+        waiting += [c for c in compiled.co_consts if isinstance(c, types.CodeType)]
+    return False
+
+
+def _same(one: types.CodeType, other: types.CodeType) -> bool:
+    if one.co_code != other.co_code or one.co_names != other.co_names:
+        return False
+    if len(one.co_consts) != len(other.co_consts):
+        return False
+    return all(
+        _same(a, b)
+        if isinstance(a, types.CodeType) and isinstance(b, types.CodeType)
+        else type(a) is type(b) and a == b
+        for a, b in zip(one.co_consts, other.co_consts, strict=True)
+    )
 
 
 class _Reader:

@@ -402,6 +402,8 @@ def _why_changed(module: nn.Module, record: Record, frozen: tuple[type, ...]) ->
         return f"the layers of {kind.__name__} are others now"
     if _settings(module, type(module) in frozen) != record.settings:
         return f"{kind.__name__} has changed"
+    if type(module) in frozen and isinstance(module, nn.BatchNorm3d) and module.training:
+        return f"{kind.__name__} is in training"  # somebody set what its train() keeps off
     return None
 
 

@@ -1,4 +1,4 @@
-"""``fuse`` on the blocks of the public repositories, as each of them builds them (about 20 s).
+"""``fuse`` on the blocks of the public repositories, as each of them builds them (about 30 s).
 
 Equal outputs in eval and in training, gradients and running statistics; what is in whose epilogue;
 hooks, layers and attributes that change afterwards; frozen BatchNorms.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import inspect
 import itertools
 import pickle
 import random
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -984,6 +986,39 @@ def test_parameters_of_the_forward_are_still_told() -> None:
     assert names == ["x"]
 
 
+def test_source_that_is_not_what_runs_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was edited after its import."""
+    source = """
+import torch
+from ops.public_blocks import FlatBlock
+
+class Edited(FlatBlock):
+    def forward(self, x):
+        return torch.relu(self.outer(self.time(torch.relu(self.inner(self.space(x))))) - x)
+"""
+    (tmp_path / "edited_block.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    kind = importlib.import_module("edited_block").Edited
+    (tmp_path / "edited_block.py").write_text(source.replace("- x", "+  x"))
+    (row,) = fuse_report(fuse(kind()))
+    assert not row.fused and row.reason.endswith("forward is not what runs")
+
+
+def test_a_frozen_norm_that_is_made_to_train(x: Tensor) -> None:
+    stock = MmBlock(5, 5)
+    stock.conv1.conv.bn_s = NeverTraining(7)
+    stock = randomize(stock).eval()
+    fused = fuse(stock)
+    assert all(row.fused for row in fuse_report(fused))
+    for block in (stock, fused):
+        block.conv1.conv.bn_s.training = True
+    assert not fuse_report(fused)[0].fused
+    with torch.no_grad():
+        same(fused, stock, x)
+
+
 def test_another_way_to_join_counts(x: Tensor) -> None:
     fused = fuse(PtvBlock(PtvBranch(5, 5), None, 5)).eval()
     fused.branch_fusion = torch.mul
@@ -1048,8 +1083,7 @@ class _IntoShortcut(VmzBlock):
     """The sum takes the shortcut's place, and its dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self.downsample is not None
-        residual = self.downsample(x)
+        residual = self.downsample(x)  # type: ignore[misc]
         residual += self.conv2(self.conv1(x))
         return self.relu(residual)
 
