@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from r21d_ops.plain import is_constant
+
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 _VECTORS = ("running_mean", "running_var", "weight", "bias")
 #: A forward rounds some ten times, and so does ``F.batch_norm``; each time by half a unit at most.
@@ -78,7 +80,7 @@ def _why_no_twin(module: nn.Module) -> str | None:
     if "forward" in module.__dict__:
         return "has a forward of its own"
     for name, value in _own_attributes(module).items():
-        if not _is_constant(value):
+        if not is_constant(value):
             return f"holds {name}, a {type(value).__name__} that may change"
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
         if tensor is not None and type(tensor) not in (Tensor, nn.Parameter):
@@ -89,12 +91,6 @@ def _why_no_twin(module: nn.Module) -> str | None:
 def _own_attributes(module: nn.Module) -> dict[str, object]:
     """All but what every ``nn.Module`` holds."""
     return {k: v for k, v in module.__dict__.items() if k not in _OF_EVERY_MODULE}
-
-
-def _is_constant(value: object) -> bool:
-    if type(value) is tuple:
-        return all(_is_constant(item) for item in value)
-    return value is None or type(value) in (bool, int, float, str)
 
 
 class _Mode(NamedTuple):

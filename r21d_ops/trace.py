@@ -1,9 +1,10 @@
 """What a module's ``forward`` does, as data: which layers run, in which order, on which values.
 
-``fuse`` believes no class name. It lets ``torch.fx`` follow the forward of a copy of the module
-with a stand-in for the input, and accepts what it sees only if nothing but layers, additions and
-ReLUs happens, whatever the grad mode and autocast are. The copy shares the module's tensors, holds
-none of its hooks and is thrown away, so that nothing of the module itself changes.
+``fuse`` believes no class name. Where the source of a forward is plain (:mod:`r21d_ops.plain`), it
+lets ``torch.fx`` follow the forward of a copy of the module with a stand-in for the input, and
+accepts what it sees only if nothing but layers, additions and ReLUs happens, whatever the grad
+mode and autocast are. The copy shares the module's tensors, holds none of its hooks and is thrown
+away, so that nothing of the module itself changes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from torch import Tensor, fx, nn
 from r21d_ops.frozen import looks_frozen, why_not_frozen
 from r21d_ops.modules import Conv2Plus1D, FusedSequential
 from r21d_ops.plain import Guard, NotPlain, guards, is_constant
-from r21d_ops.symbolic import StandInTracer
 
 _ADD = {operator.add: False, torch.add: False, operator.iadd: True, "add": False, "add_": True}
 _RELU = {torch.relu: False, F.relu: False, torch.relu_: True, "relu": False, "relu_": True}
@@ -207,8 +207,23 @@ class _OneInput(nn.Module):
         return self.module(x)
 
 
-class _Tracer(StandInTracer):
+class _StandIn(fx.Proxy):
+    """Stands for a (N, C, T, H, W) tensor; remembers what is written in place."""
+
+    ndim = 5
+
+    def dim(self) -> int:
+        return 5
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        # fx would take ``x += y`` for ``x = x + y``.
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+
+class _Tracer(fx.Tracer):
     """Stops at the layers of ``torch.nn`` and at frozen BatchNorms, steps through all else."""
+
+    proxy_buffer_attributes = True
 
     def __init__(self, frozen: frozenset[str]) -> None:
         super().__init__()
@@ -216,6 +231,9 @@ class _Tracer(StandInTracer):
         self._modes = _modes_in_force()
         self.guards: list[Guard] = []
         self.flags = False
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _StandIn(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         path = module_qualified_name.removeprefix("module.")
