@@ -79,7 +79,7 @@ def _why_no_twin(module: nn.Module) -> str | None:
         return "is called in a way of its own"
     if "forward" in module.__dict__:
         return "has a forward of its own"
-    for name, value in _own_attributes(module).items():
+    for name, value in own_attributes(module).items():
         if not is_constant(value):
             return f"holds {name}, a {type(value).__name__} that may change"
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -88,7 +88,7 @@ def _why_no_twin(module: nn.Module) -> str | None:
     return None
 
 
-def _own_attributes(module: nn.Module) -> dict[str, object]:
+def own_attributes(module: nn.Module) -> dict[str, object]:
     """All but what every ``nn.Module`` holds."""
     return {k: v for k, v in module.__dict__.items() if k not in _OF_EVERY_MODULE}
 
@@ -187,7 +187,7 @@ def _twin(module: nn.Module, operands: dict[str, Tensor]) -> nn.Module:
     kind = type(module)
     twin: nn.Module = object.__new__(kind)
     twin.__dict__.update(nn.Module().__dict__)
-    twin.__dict__.update(_own_attributes(module))
+    twin.__dict__.update(own_attributes(module))
     twin._non_persistent_buffers_set.update(module._non_persistent_buffers_set)
     for name, parameter in module._parameters.items():
         value = None if parameter is None else nn.Parameter(operands[name].clone(), False)
@@ -278,7 +278,7 @@ def _why_changed(
         return "changes its statistics"
     if not all(t is None or _equal(t, operands[name]) for name, t in held.items()):
         return "changes its statistics"
-    before, after = _own_attributes(module), _own_attributes(twin)
+    before, after = own_attributes(module), own_attributes(twin)
     # Not by ==, for 1 is True, and NaN is not itself.
     if before.keys() != after.keys() or any(after[k] is not v for k, v in before.items()):
         return "changes its own attributes"

@@ -25,16 +25,8 @@ from torch import Tensor, fx, nn
 
 from r21d_ops.frozen import looks_frozen
 from r21d_ops.modules import NORMS, Conv2Plus1D, FusedSequential, matched_runs, why_not_fused
-from r21d_ops.plan import (
-    Plan,
-    Planned,
-    is_spatial,
-    is_temporal,
-    make_plan,
-    plan_into,
-    why_not_as_planned,
-    why_not_extended,
-)
+from r21d_ops.plan import Plan, is_spatial, is_temporal, make_plan
+from r21d_ops.planned import Planned, plan_into, why_not_as_planned, why_not_extended
 from r21d_ops.trace import DiffersByMode, Untraceable, is_stock_layer, trace
 
 #: A block of the public models holds two convolutions and a shortcut; what holds more than this,

@@ -271,7 +271,7 @@ def users_class(module: nn.Module) -> type[nn.Module]:
 
 def own_forward(module: nn.Module) -> Any:
     """The forward that ``module`` had before :func:`r21d_ops.fuse`."""
-    from r21d_ops.plan import Planned
+    from r21d_ops.planned import Planned
 
     own: Any = module
     if isinstance(module, (Conv2Plus1D, FusedSequential)):
