@@ -11,6 +11,7 @@ from benchmarks.layers import LAYERS, LayerProblem
 from benchmarks.measure import Rounds
 from benchmarks.peers import PEERS, default_peers
 from benchmarks.workloads import Workload, block_workload, layer_workload, network_workload
+from r21d_ops.problem import Problem
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -29,7 +30,8 @@ class Settings:
         batch, frames: clips in a batch and frames in a clip; None: 1 of 8 on the CPU, 32 of 16
             on CUDA, where less does not fill the machine.
         quick: :data:`QUICK` only, fewer rounds.
-        cases, peers: names to keep; empty keeps all (of ``quick``'s).
+        full: training of every layer and of the network too; None: on CUDA, where that is quick.
+        cases, peers: names to keep; empty keeps all (of ``quick``'s, or of ``full``'s).
         shrink: divides channels and pixels. Anything but 1 tries the harness and measures nothing.
         rounds: how long to measure each case; None: by ``quick``.
     """
@@ -38,6 +40,7 @@ class Settings:
     batch: int | None = None
     frames: int | None = None
     quick: bool = False
+    full: bool | None = None
     cases: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     shrink: int = 1
@@ -50,6 +53,11 @@ class Settings:
         return self.batch or batch, self.frames or frames
 
     @property
+    def everything(self) -> bool:
+        """``full``, default filled in."""
+        return self.device == "cuda" if self.full is None else self.full
+
+    @property
     def measuring(self) -> Rounds:
         """Rounds, default filled in."""
         if self.rounds is not None:
@@ -59,7 +67,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Case:
-    """``build`` makes the workload; ``peers`` are names of :data:`benchmarks.peers.PEERS`."""
+    """``build`` makes the workload; ``peers`` are names of :data:`benchmarks.peers.PEERS`.
+
+    ``problem`` is the layer that the case consists of, None where there are several.
+    """
 
     name: str
     dtype: torch.dtype
@@ -67,6 +78,7 @@ class Case:
     training: bool
     peers: tuple[str, ...]
     build: Callable[[], Workload]
+    problem: Problem | None = None
 
 
 def _layer_case(name: str, dtype_name: str, training: bool, settings: Settings) -> Case:
@@ -82,6 +94,7 @@ def _layer_case(name: str, dtype_name: str, training: bool, settings: Settings) 
         training,
         _peers(settings, training),
         lambda: layer_workload(problem, settings.device, dtype, training),
+        problem.problem(settings.device, dtype),
     )
 
 
@@ -101,17 +114,17 @@ def _block_case(dtype_name: str, settings: Settings) -> Case:
     )
 
 
-def _network_case(dtype_name: str, settings: Settings) -> Case:
+def _network_case(dtype_name: str, training: bool, settings: Settings) -> Case:
     batch, frames = settings.clips
     dtype = DTYPES[dtype_name]
     side = 112 // settings.shrink
     return Case(
-        f"r2plus1d_18/{dtype_name}",
+        f"r2plus1d_18/train/{dtype_name}" if training else f"r2plus1d_18/{dtype_name}",
         dtype,
         f"{batch}x3x{frames}x{side}x{side}",
-        False,
-        _peers(settings, False),
-        lambda: network_workload(batch, frames, settings.shrink, settings.device, dtype),
+        training,
+        _peers(settings, training),
+        lambda: network_workload(batch, frames, settings.shrink, settings.device, dtype, training),
     )
 
 
@@ -124,7 +137,7 @@ def _peers(settings: Settings, training: bool) -> tuple[str, ...]:
 
 
 def list_cases(settings: Settings) -> list[Case]:
-    """The cases that ``settings`` ask for, in the order they are run.
+    """The cases that ``settings`` ask for, in the order they are run: that of ``settings.cases``.
 
     Raises:
         ValueError: an unknown case or peer, or a bad number, with what is known.
@@ -137,11 +150,24 @@ def list_cases(settings: Settings) -> list[Case]:
         raise ValueError(f"device must be cpu or cuda, got {settings.device!r}")
     cases = [_layer_case(name, d, False, settings) for name in LAYERS for d in DTYPES]
     cases += [_block_case(d, settings) for d in DTYPES]
-    cases += [_layer_case("conv2_x", d, True, settings) for d in DTYPES]
-    cases += [_network_case(d, settings) for d in DTYPES]
-    wanted = settings.cases or (QUICK if settings.quick else ())
+    cases += [_network_case(d, False, settings) for d in DTYPES]
+    cases += [_layer_case(name, d, True, settings) for name in LAYERS for d in DTYPES]
+    cases += [_network_case(d, True, settings) for d in DTYPES]
+    wanted = settings.cases or _default_names(cases, settings)
     unknown = set(wanted) - {case.name for case in cases}
     if unknown:
         known = ", ".join(case.name for case in cases)
         raise ValueError(f"cases has {sorted(unknown)}, which are not known; known are {known}")
-    return [case for case in cases if not wanted or case.name in wanted]
+    by_name = {case.name: case for case in cases}
+    return [by_name[name] for name in wanted]
+
+
+def _default_names(cases: list[Case], settings: Settings) -> tuple[str, ...]:
+    if settings.quick:
+        return QUICK
+    # One layer's step tells what training costs; on a CPU all of them take half an hour.
+    return tuple(
+        case.name
+        for case in cases
+        if settings.everything or not case.training or case.name.startswith("conv2_x/")
+    )

@@ -1,4 +1,4 @@
-"""The suite's command line, its shared run, and its report at the end."""
+"""The suite under pytest: its options, its shared run, and its report at the end."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-from benchmarks.cases import Settings
-from benchmarks.measure import Rounds
+from benchmarks.options import add_options, prepare
 from benchmarks.report import read_results, render
 from benchmarks.results import write_results
 from benchmarks.suite import Suite
@@ -18,49 +16,13 @@ _SUITE = pytest.StashKey[Suite]()
 _WRITTEN = pytest.StashKey[Path]()
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("r21d benchmarks")
-    group.addoption("--quick", action="store_true", help="conv2_x alone, under two minutes")
-    group.addoption("--device", default=None, help="cpu or cuda; default: cuda where there is one")
-    group.addoption("--batch", type=int, help="clips in a batch (default: 1; cuda: 32)")
-    group.addoption("--frames", type=int, help="frames in a clip (default: 8; cuda: 16)")
-    group.addoption("--cases", type=_names, default=(), help="names, separated by commas")
-    group.addoption("--peers", type=_names, default=(), help="names, separated by commas")
-    group.addoption("--seconds", type=float, help="seconds of timing for each case")
-    group.addoption("--threads", type=int, help="torch threads on the CPU")
-    group.addoption("--shrink", type=int, default=1, help="divide sizes: a trial of the harness")
-    group.addoption("--results", type=Path, help="folder for the JSON file")
-
-
-def _settings(config: pytest.Config) -> Settings:
-    device = config.getoption("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise pytest.UsageError("--device cuda, but this torch sees no CUDA device")
-    seconds = config.getoption("seconds")
-    return Settings(
-        device=device,
-        batch=config.getoption("batch"),
-        frames=config.getoption("frames"),
-        quick=config.getoption("quick"),
-        cases=config.getoption("cases"),
-        peers=config.getoption("peers"),
-        shrink=config.getoption("shrink"),
-        rounds=None if seconds is None else Rounds(least=3, seconds=seconds),
-    )
+    add_options(parser.getgroup("r21d benchmarks").addoption)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    threads = config.getoption("threads")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    # Stock PyTorch at its best: cuDNN picks its fastest algorithm for each shape.
-    torch.backends.cudnn.benchmark = True
     try:
-        config.stash[_SUITE] = Suite(_settings(config))
+        config.stash[_SUITE] = Suite(prepare(config.option))
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
 

@@ -22,7 +22,14 @@ import torch
 from torch import Tensor, nn
 
 import r21d_ops
-from benchmarks.workloads import Workload, pad_mid_channels, to_layout
+from benchmarks.workloads import (
+    ViewSequential,
+    Workload,
+    pad_mid_channels,
+    stock_twin,
+    to_layout,
+)
+from r21d_ops.dispatch import INFERENCE_VARIABLE
 
 _ONNX_OPSET = 17
 
@@ -84,19 +91,27 @@ def _eager_channels_last(work: Workload) -> Prepared:
 
 
 @contextlib.contextmanager
-def _forced(backend: str) -> Iterator[None]:
-    before = os.environ.get("R21D_BACKEND")
-    os.environ["R21D_BACKEND"] = backend
+def _forced(backend: str, kernels: str) -> Iterator[None]:
+    """``backend`` with ``kernels`` in inference; empty: its own choice."""
+    wanted = {"R21D_BACKEND": backend, INFERENCE_VARIABLE: kernels}
+    before = {name: os.environ.get(name, "") for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["R21D_BACKEND"]
-        else:
-            os.environ["R21D_BACKEND"] = before
+        for name, value in before.items():
+            del os.environ[name]
+            if value:
+                os.environ[name] = value
 
 
-def _r21d(work: Workload, backend: str, mid_multiple: int = 1, recompute: bool = False) -> Prepared:
+def _r21d(
+    work: Workload,
+    backend: str,
+    mid_multiple: int = 1,
+    recompute: bool = False,
+    kernels: str = "",
+) -> Prepared:
     if work.device == "cuda" and backend == "cpu":
         raise Unavailable("it serves CPU tensors, not cuda")
     status = {row.name: row for row in r21d_ops.backends()}
@@ -104,6 +119,8 @@ def _r21d(work: Workload, backend: str, mid_multiple: int = 1, recompute: bool =
         raise Unavailable(f"this version of r21d_ops has no backend {backend!r}")
     if not status[backend].available:
         raise Unavailable(status[backend].reason)
+    if kernels and work.training:
+        raise Unavailable("training has one way")
     module = copy.deepcopy(work.fused)
     if mid_multiple > 1:
         module = pad_mid_channels(module, mid_multiple)
@@ -115,10 +132,19 @@ def _r21d(work: Workload, backend: str, mid_multiple: int = 1, recompute: bool =
                 conv.recompute = True
 
     def forward(x: Tensor) -> Tensor:
-        with _forced(backend):
+        with _forced(backend, kernels):
             return module(x)
 
     return Prepared(forward, [_ndhwc(x) for x in work.inputs], _parameters(module))
+
+
+def _conv2d_views(work: Workload, mid_multiple: int = 1) -> Prepared:
+    """Stock layers on views. In inference BatchNorm is folded, as the ``eager`` backend does."""
+    if not work.training:
+        return _r21d(work, "eager", mid_multiple)
+    module = stock_twin(pad_mid_channels(work.fused, mid_multiple), ViewSequential)
+    module = to_layout(module, torch.channels_last_3d)
+    return Prepared(module, [_ndhwc(x) for x in work.inputs], _parameters(module))
 
 
 def _inductor(work: Workload, max_autotune: bool = False) -> Prepared:
@@ -221,12 +247,16 @@ PEERS: dict[str, Peer] = {
     for peer in (
         Peer("r21d cuda", True, partial(_r21d, backend="cuda")),
         Peer("r21d triton", True, partial(_r21d, backend="triton")),
+        Peer("r21d triton fused", True, partial(_r21d, backend="triton", kernels="fused")),
+        Peer("r21d triton two kernels", True, partial(_r21d, backend="triton", kernels="two")),
+        Peer("r21d triton recompute", True, partial(_r21d, backend="triton", recompute=True)),
         Peer("r21d cpu", True, partial(_r21d, backend="cpu")),
         Peer("r21d cpu recompute", True, partial(_r21d, backend="cpu", recompute=True)),
         Peer("eager", False, _eager),
         Peer("eager channels_last_3d", False, _eager_channels_last),
-        Peer("conv2d views", False, partial(_r21d, backend="eager")),
-        Peer("conv2d views M to 8", False, partial(_r21d, backend="eager", mid_multiple=8)),
+        Peer("r21d eager", True, partial(_r21d, backend="eager")),
+        Peer("conv2d views", False, _conv2d_views),
+        Peer("conv2d views M to 8", False, partial(_conv2d_views, mid_multiple=8)),
         Peer("inductor", False, _inductor),
         Peer("inductor max-autotune", False, partial(_inductor, max_autotune=True)),
         Peer("onnxruntime", False, _onnxruntime),
@@ -235,13 +265,19 @@ PEERS: dict[str, Peer] = {
 }
 
 _CPU = ("r21d cpu", "eager", "eager channels_last_3d", "conv2d views", "inductor")
-_CUDA = ("r21d cuda", "r21d triton", "eager", "eager channels_last_3d", "conv2d views")
+_CUDA = ("eager", "eager channels_last_3d", "conv2d views", "conv2d views M to 8", "inductor")
 
 
 def default_peers(device: str, training: bool) -> list[str]:
-    """The names of every peer that could serve such a workload, ours first."""
+    """The names of every peer that could serve such a workload, ours first.
+
+    ``r21d eager`` trains with the autograd of r21d_ops; its inference is ``conv2d views``.
+    """
     if device == "cuda":
-        return [*_CUDA, "conv2d views M to 8", "inductor", "inductor max-autotune"]
+        ways = ["recompute"] if training else ["fused", "two kernels"]
+        ours = ["r21d cuda", "r21d triton", *(f"r21d triton {way}" for way in ways)]
+        ours += ["r21d eager"] if training else []
+        return [*ours, *_CUDA, "inductor max-autotune"]
     if training:
-        return ["r21d cpu", "r21d cpu recompute", *_CPU[1:]]
+        return ["r21d cpu", "r21d cpu recompute", "r21d eager", *_CPU[1:]]
     return [*_CPU, "onnxruntime", "openvino"]

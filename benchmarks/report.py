@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.measure import quartiles
 
 _KNOWN_SCHEMA = 1
-#: A busier machine than this before the run is said so beside its figures.
+#: A busier machine than this before a run on its CPU is said so beside the figures.
 _QUIET_LOAD = 0.5
 _HEADINGS = ("case", "peer", "ms", "±", "TFLOP/s", "GB/s", "% of floor", "peak MB", "ours is ×")
 
@@ -105,7 +105,7 @@ def heading(run: dict[str, Any]) -> list[str]:
         f"ceilings of this run: matrix product {rates} TFLOP/s, copy "
         f"{ceilings['bytes_per_second'] / 1e9:.1f} GB/s",
     ]
-    if (run["load_before"] or 0) > _QUIET_LOAD:
+    if machine["gpu"] is None and (run["load_before"] or 0) > _QUIET_LOAD:
         lines.append(
             f"BUSY MACHINE: the load was {run['load_before']:.1f} before the run; "
             "times are disturbed"

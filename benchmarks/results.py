@@ -9,11 +9,14 @@ Layout of ``benchmarks/results/<machine>/<UTC time>-<commit>.json`` (schema 1)::
     load_before the load average of the minute before the run, null where unknown
     versions    python, torch, cuda, cudnn, triton, driver, numpy, onnx, onnxruntime, openvino,
                 native (r21d_ops' build_info); null where absent
+    environment the R21D_ and TRITON_ variables of the run
     settings    what the run was asked for; shrink other than 1 means that nothing was measured
     memory      how peak memory was measured
     ceilings    flops (by dtype, per second), bytes_per_second
-    cases       name, dtype, shape, training, flops, fused_bytes, eager_bytes, output_bytes,
-                floor_s, peers: [peer, ours, status, reason, accuracy, timing, samples (seconds,
+    cases       name, dtype, shape, training, problem (of a case of one layer: batch, channels,
+                size, kernel, stride, padding; else null), arithmetic (the dtype, or tf32 where
+                cuDNN may use it), flops, fused_bytes, eager_bytes, output_bytes, floor_s,
+                peers: [peer, ours, status, reason, accuracy, timing, samples (seconds,
                 one a round, in round order), peak_bytes, note]
 """
 
@@ -28,7 +31,6 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +119,17 @@ def document(suite: Suite) -> dict[str, Any]:
     status = _output("git", "status", "--porcelain", "--untracked-files=no", ":!benchmarks/results")
     return {
         "schema": SCHEMA,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": suite.started.isoformat(timespec="seconds"),
         "commit": commit,
         "dirty": None if status is None else bool(status),
         "machine": machine(device),
         "load_before": suite.load_before,
         "versions": versions(device),
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(("R21D_", "TRITON_"))
+        },
         "settings": {**asdict(suite.settings), "clips": suite.settings.clips},
         "memory": memory.DEVICE_METHOD if device == "cuda" else memory.HOST_METHOD,
         "ceilings": {
@@ -136,12 +143,13 @@ def document(suite: Suite) -> dict[str, Any]:
 def write_results(suite: Suite, folder: Path | None = None) -> Path:
     """Writes the run as one JSON file, whole or not at all; returns its path.
 
+    Written again with more cases, a run replaces its own file.
     ``folder`` stands for :data:`RESULTS`; the file goes into its subfolder for the machine.
     """
     run = document(suite)
     target = (RESULTS if folder is None else folder) / str(run["machine"]["slug"])
     target.mkdir(parents=True, exist_ok=True)
-    moment = datetime.fromisoformat(run["created"]).strftime("%Y%m%dT%H%M%SZ")
+    moment = suite.started.strftime("%Y%m%dT%H%M%SZ")
     path = target / f"{moment}-{(run['commit'] or 'no-commit')[:10]}.json"
     handle, temporary = tempfile.mkstemp(dir=target, prefix=".", suffix=".json")
     try:

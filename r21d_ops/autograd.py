@@ -126,7 +126,8 @@ class Conv2Plus1DFunction(Function):
             unbiased = m2 / (count - 1)
         else:
             assert frozen_mean is not None and frozen_var is not None
-            mean, variance = frozen_mean.to(wide), frozen_var.to(wide)
+            # Kernels read the mean in backward; the caller's may be any view.
+            mean, variance = frozen_mean.to(wide).contiguous(), frozen_var.to(wide)
             count, unbiased = u.new_empty(0, dtype=wide), u.new_empty(0, dtype=wide)
         invstd = torch.rsqrt(variance + eps)
         scale, shift = _vectors(mean, invstd, bn_weight, bn_bias)

@@ -65,7 +65,8 @@ def conv2plus1d(
         residual: y's shape, added after scale and shift.
         relu: apply ReLU last.
         backend: the name of the one backend allowed; None lets the environment's
-            ``R21D_BACKEND`` or the first backend that can run decide.
+            ``R21D_BACKEND`` decide, else the first backend that can run; on a GPU
+            measurements or an estimate, which ``r21d doctor`` shows.
 
     Returns:
         y (N, O, T', H', W') in x's dtype (under autocast: its dtype), NDHWC.
@@ -146,18 +147,18 @@ def run(
     group: dist.ProcessGroup | None,
 ) -> Tensor:
     """:func:`conv2plus1d` after its checks; ``group`` is the process group of a SyncBatchNorm."""
-    name = choose(problem, backend)
     inputs = (x, spatial_weight, temporal_weight, bn_weight, bn_bias)
     epilogue = (out_scale, out_shift, residual)
     forward_mode = _has_tangent(*inputs, running_mean, running_var, *epilogue)
-    if forward_mode:
-        name = _forward_mode_backend(name, backend, batch_statistics)
     # eager's operations carry tangents and gradients by themselves.
     differentiable = (
         not forward_mode
         and torch.is_grad_enabled()
         and any(t is not None and t.requires_grad for t in (*inputs, *epilogue))
     )
+    name = choose(problem, backend, training=batch_statistics or differentiable)
+    if forward_mode:
+        name = _forward_mode_backend(name, backend, batch_statistics)
     if not batch_statistics and not differentiable:
         assert running_mean is not None and running_var is not None
         scale, shift = fold_norm(running_mean, running_var, bn_weight, bn_bias, eps, x.dtype)

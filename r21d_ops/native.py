@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r21d_ops.problem import output_size
+from r21d_ops.shapes import like_ndhwc, spatial_shape, temporal_shape
 
 
 def _load() -> str | None:
@@ -63,31 +63,6 @@ def _usable_isas() -> tuple[str, ...]:
     return tuple(torch.ops.r21d.cpu_isas().split())
 
 
-def _like_ndhwc(x: Tensor, shape: Sequence[int]) -> Tensor:
-    return torch.empty(
-        list(shape), dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d
-    )
-
-
-def _spatial_shape(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]
-) -> list[int]:
-    return [
-        x.shape[0],
-        weight.shape[0],
-        x.shape[2],
-        output_size(x.shape[3], weight.shape[3], stride[1], padding[1]),
-        output_size(x.shape[4], weight.shape[4], stride[2], padding[2]),
-    ]
-
-
-def _temporal_shape(
-    shape: Sequence[int], weight: Tensor, stride: Sequence[int], padding: Sequence[int]
-) -> list[int]:
-    n, _, t, h, w = shape
-    return [n, weight.shape[0], output_size(t, weight.shape[2], stride[0], padding[0]), h, w]
-
-
 def _register_fakes() -> None:
     fake = torch.library.register_fake
 
@@ -105,14 +80,14 @@ def _register_fakes() -> None:
         stride: Sequence[int],
         padding: Sequence[int],
     ) -> Tensor:
-        mid = _spatial_shape(x, spatial_weight, stride, padding)
-        return _like_ndhwc(x, _temporal_shape(mid, temporal_weight, stride, padding))
+        mid = spatial_shape(x, spatial_weight, stride, padding)
+        return like_ndhwc(x, temporal_shape(mid, temporal_weight, stride, padding))
 
     @fake("r21d::spatial_forward")
     def _(
         x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], statistics: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        u = _like_ndhwc(x, _spatial_shape(x, weight, stride, padding))
+        u = like_ndhwc(x, spatial_shape(x, weight, stride, padding))
         channels = weight.shape[0] if statistics else 0
         return (
             u,
@@ -129,23 +104,23 @@ def _register_fakes() -> None:
         stride: Sequence[int],
         padding: Sequence[int],
     ) -> Tensor:
-        return _like_ndhwc(u, _temporal_shape(u.shape, weight, stride, padding))
+        return like_ndhwc(u, temporal_shape(u.shape, weight, stride, padding))
 
     @fake("r21d::norm_relu")
     def _(u: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return _like_ndhwc(u, u.shape)
+        return like_ndhwc(u, u.shape)
 
     @fake("r21d::norm_relu_backward")
     def _(
         grad: Tensor, u: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, invstd: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return _like_ndhwc(u, u.shape), torch.empty_like(scale), torch.empty_like(scale)
+        return like_ndhwc(u, u.shape), torch.empty_like(scale), torch.empty_like(scale)
 
     @fake("r21d::norm_backward")
     def _(
         g: Tensor, u: Tensor, g_factor: Tensor, u_factor: Tensor | None, offset: Tensor | None
     ) -> Tensor:
-        return _like_ndhwc(u, u.shape)
+        return like_ndhwc(u, u.shape)
 
 
 if load_error is None:

@@ -38,6 +38,15 @@ def paper_midplanes(in_planes: int, out_planes: int, kernel_size: int | Sequence
     return (t * h * w * in_planes * out_planes) // (h * w * in_planes + t * out_planes)
 
 
+#: Output frames that one kernel for inference sums at a time, at most: each takes registers.
+MOST_LIVE = 4
+
+
+def live_frames(kernel: int, stride: int) -> int:
+    """How many output frames see one frame: as many are being summed at a time in one kernel."""
+    return -(-kernel // stride)
+
+
 class Problem(NamedTuple):
     """Everything that decides which backend can serve a call, and nothing of its values.
 

@@ -3,11 +3,15 @@
 A backend is one module of this package with
 
 - ``NAME``;
+- ``DEVICES``: the device types it is meant for (None: any); on others it serves only when forced;
 - ``unavailable() -> str | None``: why it cannot run on this machine at all, or None;
 - ``can_run(problem) -> str | None``: why it does not serve this problem, or None;
+- ``KERNELS``, if it has several ways of running inference: of ``fused`` and ``two``, the preferred
+  first;
 - the operators of :mod:`r21d_ops.backends.eager`, with the same signatures.
 
-Adding a backend adds its module and its name to ``_BACKENDS``; the first that can run serves.
+Adding a backend adds its module and its name to ``_BACKENDS``. Of those that can run, the first
+serves; on a GPU :mod:`r21d_ops.dispatch` decides, by measurements or an estimate.
 """
 
 from __future__ import annotations
@@ -19,10 +23,14 @@ from typing import NamedTuple
 
 import torch
 
-from r21d_ops.backends import cpu, eager
+from r21d_ops import dispatch
+from r21d_ops.backends import cpu, eager, triton
 from r21d_ops.problem import Problem
 
-_BACKENDS: dict[str, ModuleType] = {module.NAME: module for module in (cpu, eager)}
+#: Names the one backend allowed.
+BACKEND_VARIABLE = "R21D_BACKEND"
+
+_BACKENDS: dict[str, ModuleType] = {module.NAME: module for module in (cpu, triton, eager)}
 _logger = logging.getLogger(__name__)
 _warned: set[tuple[str, str]] = set()
 
@@ -66,11 +74,17 @@ def _refusal(module: ModuleType, problem: Problem) -> str | None:
     return reason if reason is not None else module.can_run(problem)
 
 
-def choose(problem: Problem, forced: str | None = None) -> str:
+def choose(problem: Problem, forced: str | None = None, *, training: bool = False) -> str:
     """The name of the backend that serves ``problem``.
 
     ``forced``, else the environment's ``R21D_BACKEND``, names the only one allowed. Without either,
-    the first that can run serves, and each reason why an earlier one could not is logged once.
+    those meant for the device are asked, and each reason why one cannot run is logged once. The
+    first that can serves; on a GPU :mod:`r21d_ops.dispatch` decides among all that can.
+
+    Args:
+        problem: what is to be computed.
+        forced: the only backend allowed, or None.
+        training: gradients or batch statistics are needed.
 
     Raises:
         ValueError: an unknown name.
@@ -82,17 +96,61 @@ def choose(problem: Problem, forced: str | None = None) -> str:
         if reason is not None:
             raise BackendError(f"backend {name!r} was asked for and cannot run: {reason}")
         return name
+    able = []
     for candidate, module in _BACKENDS.items():
+        if not _meant_for(module, problem.device):
+            continue
         reason = _refusal(module, problem)
-        if reason is None:
+        if reason is not None:
+            _warn_once(candidate, reason)
+            continue
+        if problem.device != "cuda":
             return candidate
-        _warn_once(candidate, reason)
-    raise BackendError(f"no backend can run {problem}")
+        able.append(candidate)
+    if not able:
+        raise BackendError(f"no backend can run {problem}")
+    if len(able) == 1:
+        return able[0]
+    return dispatch.choose_backend(problem, training, _candidates(able))
+
+
+def _candidates(names: list[str]) -> tuple[dispatch.Candidate, ...]:
+    found = [dispatch.Candidate(n, getattr(_BACKENDS[n], "KERNELS", ())) for n in names]
+    return tuple(found)
+
+
+def route_on_gpu(problem: Problem, training: bool, gpu: str, elsewhere: bool) -> dispatch.Route:
+    """How ``problem`` would be served on the GPU called ``gpu``, as the environment forces it.
+
+    With ``elsewhere`` that GPU is another machine's: what is missing on this one does not count.
+
+    Raises:
+        ValueError: ``R21D_BACKEND`` or ``R21D_INFERENCE`` has a value that is not known.
+        BackendError: no backend serves the problem, or not the one that ``R21D_BACKEND`` names.
+    """
+    forced = forced_name(None)
+    asked = _BACKENDS if forced is None else {forced: get_backend(forced)}
+    able = []
+    for name, module in asked.items():
+        if forced is None and not _meant_for(module, problem.device):
+            continue
+        reason = module.can_run(problem) if elsewhere else _refusal(module, problem)
+        if reason is None:
+            able.append(name)
+        elif forced is not None:
+            raise BackendError(f"backend {name!r} was asked for and cannot run: {reason}")
+    if not able:
+        raise BackendError(f"no backend can run {problem}")
+    return dispatch.route(problem, training, gpu, _candidates(able))
+
+
+def _meant_for(module: ModuleType, device: str) -> bool:
+    return module.DEVICES is None or device in module.DEVICES
 
 
 def forced_name(forced: str | None) -> str | None:
     """The one backend allowed: ``forced``, else ``R21D_BACKEND``, else None."""
-    return forced if forced is not None else os.environ.get("R21D_BACKEND") or None
+    return forced if forced is not None else os.environ.get(BACKEND_VARIABLE) or None
 
 
 def _warn_once(name: str, reason: str) -> None:

@@ -15,6 +15,7 @@ from r21d_ops.backends import eager
 from r21d_ops.problem import Problem, Triple
 
 NAME = "cpu"
+DEVICES: tuple[str, ...] | None = ("cpu",)
 
 _DTYPES = (torch.float32, torch.bfloat16)
 

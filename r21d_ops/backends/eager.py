@@ -19,6 +19,7 @@ from torch import Tensor
 from r21d_ops.problem import Problem, Triple
 
 NAME = "eager"
+DEVICES: tuple[str, ...] | None = None
 
 
 def unavailable() -> str | None:

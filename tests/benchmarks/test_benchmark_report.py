@@ -120,6 +120,9 @@ def test_heading_tells_what_the_figures_depend_on() -> None:
     assert "TRIAL" not in "\n".join(report.heading(FAST))
     assert "BUSY" not in "\n".join(report.heading(FAST))
     assert report.claims(run) == []
+    # The CPU's load does not disturb what a GPU's own clock times.
+    machine = {**FAST["machine"], "gpu": "NVIDIA H200"}
+    assert "BUSY" not in "\n".join(report.heading({**run, "machine": machine}))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": 2}'])

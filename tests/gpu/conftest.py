@@ -42,5 +42,7 @@ def _needs_cuda(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
         pytest.skip("needs a CUDA device, and this torch sees none")
     # The rule compares with stock PyTorch in the same dtype: float32, not tf32.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    # Small problems, each met once: nothing to time. test_triton_tiles.py runs every configuration.
+    monkeypatch.setenv("R21D_AUTOTUNE", "0")
     if "cuda_backend" in request.fixturenames:
         monkeypatch.setenv("R21D_BACKEND", request.getfixturevalue("cuda_backend"))

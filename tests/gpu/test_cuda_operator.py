@@ -190,6 +190,33 @@ def test_cuda_graph_replays_on_new_input(cuda_backend: str, cuda_dtype: torch.dt
     assert torch.equal(captured, call())
 
 
+def test_cuda_graph_of_a_training_step(cuda_backend: str) -> None:
+    conv = _module(_SMALL)
+    first, second = (
+        torch.randn(_SMALL.batch, _SMALL.channels[0], *_SMALL.size, device="cuda") for _ in range(2)
+    )
+    upstream = torch.randn(*_SMALL.out_shape, device="cuda")
+    static = first.clone()
+
+    def step() -> dict[str, Tensor]:
+        return _step(conv, static, upstream)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    static.copy_(second)
+    graph.replay()
+    expected = step()
+    for name in ("output", "x", "0.weight", "1.weight", "1.bias", "3.weight"):
+        assert torch.equal(captured[name], expected[name]), name
+
+
 def test_other_stream(cuda_backend: str) -> None:
     operands = draw(_SMALL, torch.float32)
     expected = r21d_ops.conv2plus1d(*operands.tensors(), **operands.keywords(False, False))

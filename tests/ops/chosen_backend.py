@@ -8,9 +8,12 @@ import torch
 
 import r21d_ops
 from r21d_ops import native
+from r21d_ops.triton import INTERPRETED
 
 _EVERY_DTYPE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _CPU_DTYPES = (torch.float32, torch.bfloat16)
+#: What Triton's interpreter multiplies rightly.
+_INTERPRETED_DTYPES = (torch.float32, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ def available_backends(every_isa: bool) -> list[Backend]:
     if "cpu" in names:
         isas = native.build_info()["cpu"]["available"] if every_isa else [None]
         found += [Backend("cpu", isa, "cpu", _CPU_DTYPES) for isa in isas]
+    if "triton" in names and INTERPRETED:
+        found.append(Backend("triton", None, "cpu", _INTERPRETED_DTYPES))
     if "eager" in names:
         found.append(Backend("eager", None, "cpu", _EVERY_DTYPE))
     return found

@@ -295,7 +295,7 @@ def test_fall_back_warns_once_per_reason(
 
 def test_backends_are_listed_in_the_order_they_are_asked() -> None:
     rows = r21d_ops.backends()
-    assert [row.name for row in rows] == ["cpu", "eager"]
+    assert [row.name for row in rows] == ["cpu", "triton", "eager"]
     assert all(row.available == (row.reason == "") for row in rows)
     assert rows[-1].available
 

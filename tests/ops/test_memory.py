@@ -8,6 +8,8 @@ from ops.chosen_backend import Backend
 from ops.modules_under_test import conv, run_children
 from torch import Tensor, nn
 
+import r21d_ops
+
 _FLOAT = 4
 
 
@@ -31,6 +33,9 @@ def _kept_bytes(module: nn.Module, x: Tensor, stock: bool = False) -> int:
     return sum(storages.values())
 
 
+pytestmark = pytest.mark.interpreted
+
+
 @pytest.fixture
 def x() -> Tensor:
     """(2, 5, 4, 10, 9), NDHWC: 14,400 bytes, beside which per-channel vectors are small."""
@@ -49,6 +54,8 @@ def test_x_and_u_are_kept(training: bool, backend: Backend, x: Tensor) -> None:
     of_x, of_u, of_vectors = _sizes(x)
     module = conv().train(training)
     kept = _kept_bytes(module, x)
+    if backend.name == "triton":
+        of_u = of_u // 13 * 16  # its rows start at 16-byte addresses
     assert of_x + of_u <= kept <= of_x + of_u + of_vectors
 
 
@@ -74,3 +81,14 @@ def test_nothing_is_kept_without_gradients(backend: Backend, x: Tensor) -> None:
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     assert module(x.detach()).grad_fn is None
+
+
+def test_conv2_x_keeps_less_than_stock(backend: Backend) -> None:
+    """The channels of conv2_x: x and u (0.59 of x, u and v), and with ``recompute`` x alone."""
+    module = r21d_ops.Conv2Plus1D(64, 64, 144)
+    clip = torch.randn(1, 64, 2, 6, 6).contiguous(memory_format=torch.channels_last_3d)
+    clip.requires_grad_()
+    stock = _kept_bytes(module, clip, stock=True)
+    assert _kept_bytes(module, clip) <= 0.6 * stock
+    module.recompute = True
+    assert _kept_bytes(module, clip) <= 0.2 * stock

@@ -67,6 +67,7 @@ def _agrees(module: nn.Sequential, x: Tensor) -> None:
         ], name)  # fmt: skip
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("training", [True, False])
 def test_is_the_four_layers(
     training: bool, backend: Backend, x: Tensor, fused_calls: list[int]
@@ -306,6 +307,7 @@ def test_kinds_of_norm_stay_fused(
     assert len(fused_calls) == 2
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("norm_training", [True, False])
 def test_norm_frozen_by_itself(
     norm_training: bool, backend: Backend, x: Tensor, fused_calls: list[int]
@@ -362,6 +364,7 @@ def test_functional_call(backend: Backend, x: Tensor) -> None:
         assert torch.equal(functional_call(module, other.state_dict(), (x,)), other(x))
 
 
+@pytest.mark.interpreted
 def test_gradients_through_checkpointing(backend: Backend, x: Tensor) -> None:
     module = conv().eval()
     twin = copy.deepcopy(module)

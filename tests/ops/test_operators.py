@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,9 @@ from torch import Tensor
 
 import r21d_ops
 from r21d_ops import native
+from r21d_ops.backends import triton as backend
+from r21d_ops.triton import INTERPRETED
+from r21d_ops.triton.operators import padded
 
 _NATIVE = pytest.mark.skipif(native.load_error is not None, reason=str(native.load_error))
 _CASES = [case_named(n) for n in ("primes", "mixed", "frames-in-padding")]
@@ -50,45 +55,117 @@ def _temporal(case: Case, dtype: torch.dtype) -> list[object]:
     return [_u(case, dtype), *_vectors(2, case.m), weight, case.stride, case.padding]
 
 
-_ARGUMENTS: dict[str, list[Callable[[Case, torch.dtype], list[object]]]] = {
-    "conv2plus1d": [
+def _padded(case: Case, dtype: torch.dtype) -> torch.Tensor:
+    """u or g as the Triton kernels hold it."""
+    u = _u(case, dtype)
+    return _ndhwc(torch.nn.functional.pad(u, (0, 0) * 3 + (0, padded(case.m) - case.m)))
+
+
+def _triton_temporal(case: Case, dtype: torch.dtype) -> list[object]:
+    _, *rest = _temporal(case, dtype)
+    return [_padded(case, dtype), *rest]
+
+
+def _triton_temporal_backward(case: Case, dtype: torch.dtype, need: bool) -> list[object]:
+    weight = make_operands(case, torch.default_generator, dtype).temporal_weight
+    grad = _ndhwc(torch.randn(case.n, case.o, *case.out_size).to(dtype))
+    vectors = _vectors(4, case.m)
+    return [grad, _padded(case, dtype), *vectors, weight, case.stride, case.padding, need]
+
+
+def _triton_spatial_backward(
+    case: Case, dtype: torch.dtype, frozen: bool, *needs: bool
+) -> list[object]:
+    o = make_operands(case, torch.default_generator, dtype)
+    tensors = [_padded(case, dtype), _padded(case, dtype), _ndhwc(o.x), o.spatial_weight]
+    factors = [*_vectors(1, case.m), None, None] if frozen else _vectors(3, case.m)
+    return [*tensors, *factors, case.stride, case.padding, *needs]
+
+
+Make = Callable[[Case, torch.dtype], list[object]]
+
+_ARGUMENTS: dict[str, list[Make]] = {
+    "r21d::conv2plus1d": [
         _fused,
         lambda c, d: [*_fused(c, d)[:5], None, None, None, False, c.stride, c.padding],
     ],
-    "spatial_forward": [_spatial, lambda c, d: _spatial(c, d, False)],
-    "temporal_forward": [_temporal],
-    "norm_relu": [lambda c, d: [_u(c, d), *_vectors(2, c.m)]],
-    "norm_relu_backward": [lambda c, d: [_u(c, d), _u(c, d), *_vectors(4, c.m)]],
-    "norm_backward": [
+    "r21d::spatial_forward": [_spatial, lambda c, d: _spatial(c, d, False)],
+    "r21d::temporal_forward": [_temporal],
+    "r21d::norm_relu": [lambda c, d: [_u(c, d), *_vectors(2, c.m)]],
+    "r21d::norm_relu_backward": [lambda c, d: [_u(c, d), _u(c, d), *_vectors(4, c.m)]],
+    "r21d::norm_backward": [
         lambda c, d: [_u(c, d), _u(c, d), *_vectors(3, c.m)],
         lambda c, d: [_u(c, d), _u(c, d), *_vectors(1, c.m), None, None],
     ],
+    "r21d_triton::inference": [
+        _fused,
+        lambda c, d: [*_fused(c, d)[:5], None, None, None, False, c.stride, c.padding],
+    ],
+    "r21d_triton::spatial_forward": [_spatial, lambda c, d: _spatial(c, d, False)],
+    "r21d_triton::temporal_forward": [_triton_temporal],
+    "r21d_triton::temporal_backward": [
+        lambda c, d: _triton_temporal_backward(c, d, True),
+        lambda c, d: _triton_temporal_backward(c, d, False),
+    ],
+    "r21d_triton::spatial_backward": [
+        lambda c, d: _triton_spatial_backward(c, d, False, True, True),
+        lambda c, d: _triton_spatial_backward(c, d, True, True, False),
+        lambda c, d: _triton_spatial_backward(c, d, True, False, True),
+    ],
 }
+_NATIVE_OPERATORS = [name for name in _ARGUMENTS if name.startswith("r21d::")]
+_TRITON_OPERATORS = [name for name in _ARGUMENTS if name.startswith("r21d_triton::")]
+_INTERPRETER = pytest.mark.skipif(
+    not INTERPRETED or backend.unavailable() is not None,
+    reason=f"Triton does not interpret here: {backend.unavailable()}",
+)
+_TINY = case_named("mixed", n=1, c=3, m=5, o=4, size=(3, 5, 6))
+
+
+def _overload(name: str) -> Any:
+    namespace, _, operator = name.partition("::")
+    return getattr(getattr(torch.ops, namespace), operator).default
 
 
 @_NATIVE
 def test_every_operator_with_tensors_has_a_case() -> None:
-    schemas = torch._C._jit_get_all_schemas()
-    ours = {s.name.removeprefix("r21d::") for s in schemas if s.name.startswith("r21d::")}
-    assert ours - {"build_info", "cpu_isas"} == _ARGUMENTS.keys()
+    names = {schema.name for schema in torch._C._jit_get_all_schemas()}
+    ours = {name for name in names if name.startswith(("r21d::", "r21d_triton::"))}
+    assert ours - {"r21d::build_info", "r21d::cpu_isas"} == _ARGUMENTS.keys()
 
 
 @_NATIVE
 @pytest.mark.parametrize("case", _CASES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("operator", _ARGUMENTS)
+@pytest.mark.parametrize("operator", _NATIVE_OPERATORS)
 def test_opcheck(operator: str, dtype: torch.dtype, case: Case) -> None:
     for make in _ARGUMENTS[operator]:
-        torch.library.opcheck(getattr(torch.ops.r21d, operator).default, tuple(make(case, dtype)))
+        torch.library.opcheck(_overload(operator), tuple(make(case, dtype)))
+
+
+@_INTERPRETER
+@pytest.mark.parametrize("operator", _TRITON_OPERATORS)
+def test_opcheck_of_the_triton_operators(operator: str) -> None:
+    for dtype, make in zip(
+        itertools.cycle((torch.float16, torch.float32)), _ARGUMENTS[operator], strict=False
+    ):
+        torch.library.opcheck(_overload(operator), tuple(make(_TINY, dtype)))
 
 
 @_NATIVE
-@pytest.mark.parametrize("operator", _ARGUMENTS)
+@pytest.mark.parametrize("operator", _NATIVE_OPERATORS)
 def test_opcheck_of_an_empty_batch(operator: str) -> None:
     case = case_named("primes", n=0)
     for make in _ARGUMENTS[operator]:
-        arguments = tuple(make(case, torch.float32))
-        torch.library.opcheck(getattr(torch.ops.r21d, operator).default, arguments)
+        torch.library.opcheck(_overload(operator), tuple(make(case, torch.float32)))
+
+
+@_INTERPRETER
+@pytest.mark.parametrize("operator", _TRITON_OPERATORS)
+def test_opcheck_of_an_empty_batch_in_triton(operator: str) -> None:
+    case = case_named("primes", n=0)
+    for make in _ARGUMENTS[operator]:
+        torch.library.opcheck(_overload(operator), tuple(make(case, torch.float32)))
 
 
 def _function(case: Case, **options: object) -> tuple[Callable[..., Tensor], list[Tensor]]:

@@ -5,18 +5,26 @@ SyncBN's counts are in ``test_distributed.py``.
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from accuracy import assert_accurate, assert_accurate_over_draws
+from accuracy import Draw, assert_accurate, assert_accurate_over_draws
 from ops.chosen_backend import Backend
-from ops.gradients import exact_gradients, fused_gradients, stock_gradients
+from ops.gradients import Results, exact_gradients, fused_gradients, stock_gradients
 from ops.problems import case_named, exact, fused, make_operands, reference, stock, with_epilogue
+from torch import Tensor
 
 import r21d_ops
 
-pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.every_isa]
+pytestmark = [
+    pytest.mark.usefixtures("poisoned"),
+    pytest.mark.every_isa,
+    pytest.mark.interpreted,
+]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -93,21 +101,25 @@ def test_statistics_are_those_of_u_as_stored(
 def test_large_mean_loses_no_more_than_stock(backend: Backend, seed: int) -> None:
     """A mean far above the deviation: sums of squares would cancel, Welford's do not."""
     case = case_named("primes", size=(4, 13, 17))
-    numbers = iter(range(seed, seed + 3))
 
-    def draw(name: str):  # type: ignore[no-untyped-def]
-        generator = torch.Generator().manual_seed(next(numbers))
+    @functools.cache
+    def results(number: int) -> tuple[Results, Results, dict[str, list[Tensor]]]:
+        generator = torch.Generator().manual_seed(number)
         operands = make_operands(case, generator)
         operands = replace(operands, x=operands.x * 0.01 + 300, extra={"momentum": 1.0})
         grad = torch.randn(case.n, case.o, *case.out_size, generator=generator)
-        ours = fused_gradients(operands, grad, backend, True)
-        expected = exact_gradients(operands, grad, True)
-        plain = stock_gradients(operands, grad, True)
+        return (
+            fused_gradients(operands, grad, backend, True),
+            exact_gradients(operands, grad, True),
+            stock_gradients(operands, grad, True),
+        )
+
+    def draw(name: str, numbers: Iterator[int]) -> Draw:
+        ours, expected, plain = results(next(numbers))
         return ours[name], expected[name], plain[name]
 
     for name in ("y", "running_var", "gradient of spatial_weight", "gradient of x"):
-        numbers = iter(range(seed, seed + 3))
-        assert_accurate_over_draws(lambda n=name: draw(n), name)
+        assert_accurate_over_draws(functools.partial(draw, name, itertools.count(seed)), name)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -175,17 +187,18 @@ def test_double_backward_through_the_output_gradient_raises(
 
 
 def test_norm_stays_float32_under_autocast(backend: Backend, generator: torch.Generator) -> None:
+    low = torch.float16 if backend.name == "triton" else torch.bfloat16
     operands = make_operands(case_named("primes"), generator)
     leaves = [t.requires_grad_() for t in (operands.bn_weight, operands.bn_bias) if t is not None]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", low):
         y = r21d_ops.conv2plus1d(*operands.tensors(), **operands.keywords(), training=True)
-    assert y.dtype == torch.bfloat16
+    assert y.dtype == low
     for grad in torch.autograd.grad(y.sum(), leaves):
         assert grad.dtype == torch.float32
     assert operands.running_mean is not None and operands.running_mean.dtype == torch.float32
     # What autocast gives is what casting by hand gives, vectors left alone.
     operands = with_epilogue(operands.to(torch.float32), generator, True, True, True, True)
-    by_hand = operands.to(torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
+    by_hand = operands.to(low)
+    with torch.autocast("cpu", low):
         under_autocast = fused(operands.to(torch.float32), backend)
     assert torch.equal(under_autocast, fused(by_hand, backend))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 import r21d_ops
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.interpreted]
 
 #: float64 is tested by gradcheck.
 _LOW = (torch.float32, torch.bfloat16, torch.float16)
@@ -82,8 +82,15 @@ _TRAINED = tuple(
     if case.name not in ("one-pixel", "sliced-m", "sliced-m-strided")
 )
 
+#: Those of them that differ for the Triton kernels; test_triton_kernels.py has more.
+_TRAINED_INTERPRETED = (
+    "primes", "one-row", "one-channel", "paper-stem", "mixed", "stride-beyond-kernel",
+    "frames-in-padding",
+)  # fmt: skip
+
 
 @pytest.mark.every_isa
+@pytest.mark.interpreted(case=_TRAINED_INTERPRETED)
 @pytest.mark.parametrize("case", _TRAINED, ids=str)
 def test_batch_statistics(case: Case, backend: Backend, dtype: torch.dtype, seed: int) -> None:
     if dtype not in _LOW:
@@ -103,6 +110,7 @@ def test_epilogue_with_gradients(training: bool, backend: Backend, seed: int) ->
     _check(case_named("primes"), torch.float32, backend, seed, training, epilogue=True)
 
 
+@pytest.mark.interpreted(case=["primes"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("case", FEW_CASES, ids=str)
 def test_recompute_changes_nothing(
@@ -116,6 +124,7 @@ def test_recompute_changes_nothing(
         assert torch.equal(again[name], value), name
 
 
+@pytest.mark.interpreted(training=[True])
 @pytest.mark.parametrize(
     "wanted", ["x", "spatial_weight", "temporal_weight", "bn_weight", "bn_bias"]
 )
@@ -133,6 +142,23 @@ def test_one_gradient_alone(
     torch.testing.assert_close(
         alone.cpu(), everything[f"gradient of {wanted}"], rtol=0, atol=0, msg=wanted
     )
+
+
+def test_strided_frozen_statistics(backend: Backend, generator: torch.Generator) -> None:
+    operands = make_operands(case_named("primes"), generator)
+    grad = torch.randn(2, 7, *case_named("primes").out_size, generator=generator)
+    vectors = ("running_mean", "running_var", "bn_weight", "bn_bias")
+    strided = {n: torch.stack([v, v + 9], 1)[:, 0] for n in vectors
+               if (v := getattr(operands, n)) is not None}  # fmt: skip
+    assert not any(v.is_contiguous() for v in strided.values())
+    plain = fused_gradients(operands, grad, backend, False)
+    call = replace(operands, **strided).on(backend.device)
+    leaves = [call.x.requires_grad_(), strided["bn_weight"].requires_grad_()]
+    y = r21d_ops.conv2plus1d(*call.tensors(), **call.keywords())
+    grads = torch.autograd.grad(y, leaves, grad.to(backend.device))
+    assert torch.equal(y.detach().cpu(), plain["y"])
+    assert torch.equal(grads[0].cpu(), plain["gradient of x"])
+    assert torch.equal(grads[1].cpu(), plain["gradient of bn_weight"])
 
 
 @pytest.mark.parametrize("layout", ["NDHWC", "NCDHW", "expanded"])
@@ -199,6 +225,7 @@ def test_without_running_statistics(backend: Backend, generator: torch.Generator
 
 
 @pytest.mark.every_isa
+@pytest.mark.interpreted(case=["primes"])
 @pytest.mark.parametrize("case", FEW_CASES, ids=str)
 def test_same_gradients_twice_and_with_one_thread(
     case: Case, backend: Backend, dtype: torch.dtype, generator: torch.Generator

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r21d.cli.arguments import Subcommands
-from r21d.cli.errors import one_line
+from r21d.cli.errors import UserError, one_line
 from r21d.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from r21d_ops.problem import Problem
 
 # Distribution -> extra that brings it.
 _EXTRAS = {
@@ -36,6 +40,9 @@ _CPU_FEATURES = (
     "bf16",
 )
 
+# What the table of backends is about: the problems of the benchmarks on a GPU.
+_BATCH, _FRAMES = 32, 16
+
 
 def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
     """Add ``doctor`` to the command line."""
@@ -44,16 +51,30 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="what is installed here and which backend can run",
         description="Report versions, CPU and GPU, whether the native library loaded, and for "
-        "each backend whether it can run here and, if not, why.",
-        epilog="example: r21d doctor --json > report.json",
+        "each backend whether it can run here and, if not, why. With a CUDA GPU, also which "
+        "backend serves each layer of R(2+1)D-18 on it.",
+        epilog='examples: r21d doctor --json > report.json; r21d doctor --gpu "NVIDIA H200"',
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="say what would serve each layer of R(2+1)D-18 on this GPU, which need not be here; "
+        'a name as nvidia-smi gives it, such as "NVIDIA H200", or a part of one that is known',
+    )
+    parser.add_argument(
+        "--clear-cache",
+        action="store_true",
+        help="remove what the autotuner of the Triton kernels has kept, instead of reporting",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report."""
-    report = examine()
+    """Print the report, or clear the autotuner's cache."""
+    if args.clear_cache:
+        return _clear_cache(args.json)
+    report = examine(args.gpu)
     if args.json:
         print(json.dumps(report, indent=2))
         return 0
@@ -63,11 +84,13 @@ def run(args: argparse.Namespace) -> int:
         ("backend", "available", "reason"),
         [(b["name"], "yes" if b["available"] else "no", b["reason"]) for b in report["backends"]],
     )
+    if report["dispatch"] is not None:
+        _print_dispatch(report["dispatch"], report["environment"])
     return 0
 
 
-def examine() -> dict[str, Any]:
-    """The report as JSON values."""
+def examine(gpu: str | None = None) -> dict[str, Any]:
+    """The report as JSON values; ``gpu`` names one that need not be here."""
     import torch
 
     import r21d
@@ -89,9 +112,128 @@ def examine() -> dict[str, Any]:
             "torch_built_with": torch.version.cuda,
             "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
+        "environment": _environment(),
         "native": _native(),
+        "triton": _version("triton"),
         "backends": [row._asdict() for row in r21d_ops.backends()],
+        "dispatch": _dispatch(gpu),
     }
+
+
+def _dispatch(gpu: str | None) -> dict[str, Any] | None:
+    """How each layer is served on ``gpu``, else on this machine's; None without either."""
+    import torch
+
+    from r21d.models.layers import LAYERS
+    from r21d_ops.dispatch import gpu_name
+    from r21d_ops.dispatch.estimate import ASSUMPTIONS
+
+    name = gpu_name() if gpu is None else _known_gpu(gpu)
+    if not name:
+        return None
+    elsewhere = name != gpu_name()
+    rows = [
+        {"layer": layer.name, "training": training}
+        | _route(layer.problem(_BATCH, _FRAMES, torch.bfloat16), training, name, elsewhere)
+        for layer in LAYERS.values()
+        for training in (False, True)
+    ]
+    return {
+        "gpu": name,
+        "elsewhere": elsewhere,
+        "clips": [_BATCH, _FRAMES],
+        "assumptions": ASSUMPTIONS,
+        "layers": rows,
+    }
+
+
+def _known_gpu(asked: str) -> str:
+    """The one GPU that has rates, has been measured or is here, and whose name holds ``asked``."""
+    from r21d_ops.dispatch import gpu_name, measurements
+    from r21d_ops.dispatch.estimate import GPUS
+
+    known = sorted({*GPUS, *measurements.gpus(), *filter(None, [gpu_name()])})
+    found = [name for name in known if asked.lower() in name.lower()]
+    exact = [name for name in found if asked.lower() == name.lower()]
+    if asked and len(exact or found) == 1:
+        return (exact or found)[0]
+    wrong = "is part of several names" if asked and found else "is no GPU that is known"
+    listed = ", ".join(found if asked and found else known)
+    raise UserError(f"--gpu {asked!r} {wrong}; give one of: {listed}")
+
+
+def _route(problem: Problem, training: bool, gpu: str, elsewhere: bool) -> dict[str, Any]:
+    """How ``problem`` is served; a route without a backend where the environment forbids it."""
+    from r21d_ops.backends import BackendError, route_on_gpu
+    from r21d_ops.dispatch import Route
+
+    try:
+        found = route_on_gpu(problem, training, gpu, elsewhere)
+    except (BackendError, ValueError) as error:
+        found = Route("", "", "none", None, one_line(error))
+    return found._asdict()
+
+
+def _environment() -> list[dict[str, str]]:
+    """The variables that force a choice, where they are set, and what is wrong with them."""
+    from r21d_ops.backends import BACKEND_VARIABLE, forced_name, get_backend
+    from r21d_ops.dispatch import INFERENCE_VARIABLE, forced_kernels
+
+    rows = []
+    for variable, check in (
+        (BACKEND_VARIABLE, lambda: get_backend(forced_name(None) or "")),
+        (INFERENCE_VARIABLE, forced_kernels),
+    ):
+        value = os.environ.get(variable)
+        if not value:
+            continue
+        reason = ""
+        try:
+            check()
+        except ValueError as error:
+            reason = one_line(error)
+        rows.append({"name": variable, "value": value, "reason": reason})
+    return rows
+
+
+def _print_dispatch(found: dict[str, Any], environment: list[dict[str, str]]) -> None:
+    batch, frames = found["clips"]
+    there = "; a backend that is not installed here is taken for installed there"
+    forced = "".join(f", with {row['name']}={row['value']}" for row in environment)
+    print(
+        f"\nR(2+1)D-18 on {found['gpu']}, {batch} clips of {frames}x112x112, bfloat16{forced}"
+        f"{there if found['elsewhere'] else ''}:"
+    )
+    rows = [
+        (
+            row["layer"],
+            "training" if row["training"] else "inference",
+            row["backend"],
+            row["kernels"],
+            row["source"],
+            row["detail"],
+        )
+        for row in found["layers"]
+    ]
+    print_table(("layer", "", "backend", "kernels", "source", "why"), rows)
+    if any(row["source"] == "estimated" for row in found["layers"]):
+        print(f"Estimates are no measurements. Assumed: {found['assumptions']}.")
+
+
+def _clear_cache(as_json: bool) -> int:
+    from r21d_ops.triton import cache, tuning
+
+    try:
+        folder = cache._folder()
+        removed = [str(path) for path in tuning.clear_cache()]
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else one_line(error)
+        raise UserError(f"the autotuner's cache cannot be cleared: {reason}") from None
+    if as_json:
+        print(json.dumps({"folder": str(folder), "removed": removed}, indent=2))
+    else:
+        print("\n".join(f"removed {path}" for path in removed) or f"nothing was kept in {folder}")
+    return 0
 
 
 def _native() -> dict[str, Any]:
@@ -108,6 +250,7 @@ def _native() -> dict[str, Any]:
 
 def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     cpu, cuda, native = report["cpu"], report["cuda"], report["native"]
+    forced = report["environment"]
     built = {key: native[key] for key in native if key not in ("loaded", "reason")}
     loaded = "loaded" if native["loaded"] else "not loaded"
     rows = [
@@ -119,6 +262,8 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("cpu features", " ".join(cpu["features"]) or "not known on this system"),
         ("torch on this cpu", f"{cpu['torch_capability']}, {cpu['threads']} threads"),
         ("gpu", ", ".join(cuda["devices"]) or _why_no_gpu(cuda["torch_built_with"])),
+        *((row["name"], ": ".join(filter(None, (row["value"], row["reason"])))) for row in forced),
+        ("triton", report["triton"] or "missing: pip install 'r21d[triton]'"),
         ("native library", ": ".join(filter(None, (loaded, native["reason"])))),
     ]
     rows += [(f"  {key}", _flat(value)) for key, value in built.items()]

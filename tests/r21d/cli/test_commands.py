@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,8 +18,8 @@ from r21d.evaluation import Prediction, predict
 from r21d.models import VideoResNet, create_model
 from r21d.video import InputSpec, write_video
 from r21d.weights import save_checkpoint
-from r21d_ops import native
-from r21d_ops.backends import cpu
+from r21d_ops import dispatch, native
+from r21d_ops.backends import cpu, eager
 
 CLASSES = ["bend", "run", "wave1"]
 SPEC = InputSpec(clip_len=4, frame_rate=12.5, resize=(40, 50), crop=(32, 32))
@@ -96,6 +97,165 @@ def test_doctor_survives_an_unknown_instruction_set(monkeypatch: pytest.MonkeyPa
     done = run_module("doctor", "--json", R21D_CPU_ISA="bogus")
     assert (done.returncode, done.stderr) == (0, "")
     assert "R21D_CPU_ISA=bogus" in json.loads(done.stdout)["native"]["reason"]
+
+
+@pytest.fixture
+def two_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``triton``, which serves a GPU elsewhere, and ``eager``; nothing forced, nothing measured."""
+    triton = ModuleType("triton")
+    vars(triton).update(
+        NAME="triton",
+        DEVICES=("cuda",),
+        KERNELS=("fused", "two"),
+        unavailable=lambda: "not here",
+        can_run=lambda _: None,
+    )
+    modules = {"triton": triton, "eager": eager}
+    monkeypatch.setattr(sys.modules["r21d_ops.backends"], "_BACKENDS", modules)
+    monkeypatch.setattr(dispatch.measurements, "find", lambda *_: [])
+    monkeypatch.setattr(dispatch, "_route", dispatch._route.__wrapped__)
+    for variable in ("R21D_BACKEND", "R21D_INFERENCE"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.mark.usefixtures("two_backends")
+def test_doctor_tells_what_serves_each_layer_of_a_named_gpu(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = run_json(capsys, "doctor", "--gpu", "NVIDIA H200")["dispatch"]
+    rows = {(row["layer"], row["training"]): row for row in found["layers"]}
+    assert len(rows) == 16 and found["elsewhere"]
+    stem = rows["stem", False]
+    assert [stem[k] for k in ("backend", "kernels", "source")] == ["triton", "fused", "estimated"]
+    assert rows["conv5_x", False]["backend"] == "eager"
+    assert main(["doctor", "--gpu", "NVIDIA H200"]) == 0
+    text = capsys.readouterr().out
+    assert "stem      inference  triton   fused    estimated" in text
+    # Nothing that the estimate rests on has been measured.
+    closing = text.strip().splitlines()[-1]
+    assert closing.startswith("Estimates are no measurements. Assumed: ")
+    assert all(share in closing for share in ("0.80", "0.90", "Triton 0.6", "cuDNN 0.7"))
+    assert "measured" not in text.replace("no measurements", "")
+    # A GPU that is here may be one that nothing is known of.
+    monkeypatch.setattr(dispatch, "gpu_name", lambda: "Abacus 3")
+    assert main(["doctor", "--gpu", "abacus"]) == 0
+    text = capsys.readouterr().out
+    assert "eager             default" in text and "rates are unknown: Abacus 3" in text
+    assert "Estimates" not in text
+
+
+@pytest.mark.usefixtures("two_backends")
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("h200", "NVIDIA H200"),
+        ("nvidia h200", "NVIDIA H200"),
+        ("H100 PCIe", "NVIDIA H100 PCIe"),
+        ("gh200", "NVIDIA GH200 480GB"),
+        ("RTX", "An RTX"),
+    ],
+)
+def test_doctor_knows_a_gpu_by_a_part_of_its_name(
+    asked: str, meant: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = {"An RTX", "NVIDIA GH200 480GB", "NVIDIA H200 NVL"}
+    monkeypatch.setattr(dispatch.measurements, "gpus", lambda: others)
+    if asked == "h200":
+        others.clear()
+    assert run_json(capsys, "doctor", "--gpu", asked)["dispatch"]["gpu"] == meant
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason", "listed", "not_listed"),
+    [
+        ("", "is no GPU that is known", "NVIDIA H200", "Abacus"),
+        ("Abacus 3", "is no GPU that is known", "NVIDIA H200", "Abacus"),
+        ("a100", "is part of several names", "NVIDIA A100 80GB PCIe", "H200"),
+    ],
+)
+def test_doctor_lists_the_gpus_it_knows(
+    asked: str, reason: str, listed: str, not_listed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--gpu", asked]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.strip().splitlines()
+    assert captured.out == "" and f"--gpu {asked!r} {reason}" in line
+    assert listed in line and not_listed not in line.split("give one of")[1]
+
+
+@pytest.mark.usefixtures("two_backends")
+def test_doctor_obeys_and_names_what_is_forced(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_json(capsys, "doctor", "--gpu", "h200")["environment"] == []
+    monkeypatch.setenv("R21D_BACKEND", "triton")
+    monkeypatch.setenv("R21D_INFERENCE", "two")
+    rows = run_json(capsys, "doctor", "--gpu", "h200")["dispatch"]["layers"]
+    assert {row["backend"] for row in rows} == {"triton"}
+    assert {row["kernels"] for row in rows if not row["training"]} == {"two"}
+    assert main(["doctor", "--gpu", "h200"]) == 0
+    text = capsys.readouterr().out
+    assert ", with R21D_BACKEND=triton, with R21D_INFERENCE=two;" in text
+
+
+@pytest.mark.usefixtures("two_backends")
+@pytest.mark.parametrize(
+    ("variable", "reason", "without_route"),
+    [
+        ("R21D_INFERENCE", "R21D_INFERENCE must be fused or two, got 'foo'", 8),
+        ("R21D_BACKEND", "backend 'foo' is not known; this version has triton, eager", 16),
+    ],
+)
+def test_doctor_tells_which_variable_is_wrong(
+    variable: str,
+    reason: str,
+    without_route: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(variable, "foo")
+    report = run_json(capsys, "doctor", "--gpu", "h200")
+    assert report["environment"] == [{"name": variable, "value": "foo", "reason": reason}]
+    wrong = [row for row in report["dispatch"]["layers"] if row["backend"] == ""]
+    assert len(wrong) == without_route and {row["detail"] for row in wrong} == {reason}
+    # Without a GPU to ask about, too.
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith(variable) and f"foo: {reason}" in line for line in lines)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_doctor_says_nothing_of_layers_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_json(capsys, "doctor")["dispatch"] is None
+
+
+def test_doctor_names_what_triton_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("r21d.cli.doctor._version", lambda name: None)
+    assert run_json(capsys, "doctor")["triton"] is None
+    assert main(["doctor"]) == 0
+    assert "missing: pip install 'r21d[triton]'" in capsys.readouterr().out
+
+
+def test_doctor_clears_the_cache_of_the_autotuner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("r21d_ops.triton.tuning.clear_cache", lambda: [tmp_path / "a.json"])
+    assert main(["doctor", "--clear-cache"]) == 0
+    assert capsys.readouterr().out == f"removed {tmp_path / 'a.json'}\n"
+    monkeypatch.setenv("R21D_CACHE_DIR", str(tmp_path))
+    folder = tmp_path / "triton-tuning"
+    expected = {"folder": str(folder), "removed": [str(tmp_path / "a.json")]}
+    assert run_json(capsys, "doctor", "--clear-cache") == expected
+    monkeypatch.undo()
+    monkeypatch.setenv("R21D_CACHE_DIR", str(tmp_path))
+    assert main(["doctor", "--clear-cache"]) == 0
+    assert capsys.readouterr().out == f"nothing was kept in {folder}\n"
+    (folder / "a.json").mkdir(parents=True)
+    assert main(["doctor", "--clear-cache"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"cache cannot be cleared: {folder / 'a.json'}: " in line and "Errno" not in line
 
 
 def test_a_forced_backend_that_cannot_run_is_told_in_one_line(

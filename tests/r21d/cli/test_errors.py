@@ -109,7 +109,7 @@ def test_malformed_command_lines(
 def test_interrupt_is_quiet(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt() -> None:
+    def interrupt(gpu: str | None) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("r21d.cli.doctor.examine", interrupt)
@@ -118,7 +118,7 @@ def test_interrupt_is_quiet(
 
 
 def test_a_defect_of_the_library_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("r21d.cli.doctor.examine", lambda: [][1])
+    monkeypatch.setattr("r21d.cli.doctor.examine", lambda _: [][1])
     with pytest.raises(IndexError):
         main(["doctor"])
 

@@ -1,0 +1,238 @@
+"""Which backend serves a problem on a GPU, and with which kernels.
+
+By committed measurements where there are some (:mod:`~r21d_ops.dispatch.measurements`), else by
+the planner's estimate (:mod:`~r21d_ops.dispatch.estimate`), else ``eager``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any, NamedTuple
+
+import torch
+
+from r21d_ops.dispatch import measurements
+from r21d_ops.dispatch.estimate import GPUS, estimates
+from r21d_ops.problem import MOST_LIVE, Problem, live_frames
+
+#: Forces the kernels of inference: ``fused`` or ``two``. What has one way, as on a CPU, ignores it.
+INFERENCE_VARIABLE = "R21D_INFERENCE"
+
+_INFERENCE_KERNELS = ("fused", "two")
+_FALL_BACK = "eager"
+
+#: Times closer than this are equal, and the way with fewer kernels and less memory is taken.
+_TIE = 1.01
+
+#: What a field that is unknown while a graph is traced counts as: conv2_x of 32 clips.
+_NOMINAL = Problem(
+    "cuda", torch.bfloat16, 32, 64, 144, 64, (16, 56, 56), (3, 3, 3), (1, 1, 1), (1, 1, 1)
+)
+
+_Way = tuple[str, str]
+
+
+class Candidate(NamedTuple):
+    """A backend that can run a problem.
+
+    Attributes:
+        backend: its name.
+        kernels: its ways of running inference, of ``fused`` and ``two``, the preferred first; empty
+            where it has one way.
+    """
+
+    backend: str
+    kernels: tuple[str, ...] = ()
+
+
+class Route(NamedTuple):
+    """How a problem is served.
+
+    Attributes:
+        backend: its name.
+        kernels: ``fused`` or ``two``; empty where the backend has one way.
+        source: ``measured``, ``estimated`` or ``default``.
+        seconds: of a call, by ``source``; None where it does not say.
+        detail: the reason, for people.
+    """
+
+    backend: str
+    kernels: str
+    source: str
+    seconds: float | None
+    detail: str
+
+
+def route(problem: Problem, training: bool, gpu: str, candidates: tuple[Candidate, ...]) -> Route:
+    """The one of ``candidates``, all of which can run, that serves ``problem`` on ``gpu``.
+
+    The fastest one where ``eager`` and another were measured side by side; else the one with the
+    least estimate; where the GPU or the arithmetic is unknown, ``eager``, or the first of
+    ``candidates`` without it. Nothing without a figure is chosen beside what has one.
+
+    Args:
+        problem: with plain integers.
+        training: gradients or batch statistics are needed.
+        gpu: as ``torch.cuda.get_device_name`` gives it; empty: unknown.
+        candidates: the preferred first.
+
+    Raises:
+        ValueError: ``R21D_INFERENCE``, which inference obeys, is neither ``fused`` nor ``two``.
+    """
+    forced = None if training else forced_kernels()
+    return _route(problem, training, gpu, candidates, forced, arithmetic(problem.dtype))
+
+
+def inference_kernels(backend: str, problem: Problem, gpu: str | None = None) -> str:
+    """``fused`` or ``two``: how ``backend``, which has both, runs inference of ``problem``.
+
+    ``two`` where one kernel cannot run it; else ``R21D_INFERENCE`` decides where it is set, else
+    measurements, else the estimate, else ``fused``. ``gpu`` None is this process's GPU for a CUDA
+    problem.
+
+    Raises:
+        ValueError: ``R21D_INFERENCE`` is set to something else.
+    """
+    return _traced_kernels(backend, _plain(problem), gpu, forced_kernels())
+
+
+def choose_backend(problem: Problem, training: bool, candidates: tuple[Candidate, ...]) -> str:
+    """The name that :func:`route` gives on this process's GPU; also while a graph is traced."""
+    fields = [(candidate.backend, candidate.kernels) for candidate in candidates]
+    return _traced_backend(_plain(problem), training, tuple(fields))
+
+
+def forced_kernels() -> str | None:
+    """``R21D_INFERENCE``; None where it is not set.
+
+    Raises:
+        ValueError: it is neither ``fused`` nor ``two``.
+    """
+    value = os.environ.get(INFERENCE_VARIABLE) or None
+    if value is not None and value not in _INFERENCE_KERNELS:
+        raise ValueError(f"{INFERENCE_VARIABLE} must be fused or two, got {value!r}")
+    return value
+
+
+def arithmetic(dtype: torch.dtype) -> str:
+    """The dtype's name, or ``tf32`` for float32 where cuDNN's convolutions may use it."""
+    if dtype == torch.float32:
+        # torch puts this attribute there when it is imported; the checker cannot see it.
+        convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        if convolutions.fp32_precision == "tf32":
+            return "tf32"
+    return str(dtype).removeprefix("torch.")
+
+
+@functools.cache
+def gpu_name() -> str:
+    """The name of this process's current GPU; empty where there is none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
+def _plain(problem: Problem) -> tuple[Any, ...]:
+    """The problem's fields; what is symbolic becomes nominal, so that no graph is bound to it."""
+    sizes = [value if isinstance(value, tuple) else (value,) for value in problem[2:]]
+    if not torch.compiler.is_compiling() and all(type(n) is int for size in sizes for n in size):
+        return tuple(problem)
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    fields: list[Any] = list(problem[:2])
+    for size, value, nominal in zip(sizes, problem[2:], _NOMINAL[2:], strict=True):
+        fields.append(value if all([has_static_value(n) for n in size]) else nominal)
+    return tuple(fields)
+
+
+# A tracer would look through the caches below and into files; to it the answers are constants.
+@torch.compiler.assume_constant_result
+def _traced_backend(
+    fields: tuple[Any, ...], training: bool, candidates: tuple[tuple[str, tuple[str, ...]], ...]
+) -> str:
+    able = tuple(Candidate(*candidate) for candidate in candidates)
+    return route(Problem(*fields), training, gpu_name(), able).backend
+
+
+@torch.compiler.assume_constant_result
+def _traced_kernels(
+    backend: str, fields: tuple[Any, ...], gpu: str | None, forced: str | None
+) -> str:
+    problem = Problem(*fields)
+    if gpu is None:
+        gpu = gpu_name() if problem.device == "cuda" else ""
+    candidate = Candidate(backend, _INFERENCE_KERNELS)
+    kind = arithmetic(problem.dtype)
+    return _route(problem, False, gpu, (candidate,), forced, kind).kernels
+
+
+@functools.lru_cache(maxsize=4096)
+def _route(
+    problem: Problem,
+    training: bool,
+    gpu: str,
+    candidates: tuple[Candidate, ...],
+    forced: str | None,
+    kind: str,
+) -> Route:
+    ways = [way for c in candidates for way in _ways(c, problem, training, forced)]
+    found = _unforced(problem, training, gpu, ways, kind)
+    live = live_frames(problem.kernel[0], problem.stride[0])
+    if forced == "fused" and found.kernels and live > MOST_LIVE:
+        reason = f"{live} output frames see one frame, and one kernel sums at most {MOST_LIVE}"
+        return found._replace(detail=f"{found.detail}; not fused: {reason}")
+    return found
+
+
+def _unforced(problem: Problem, training: bool, gpu: str, ways: list[_Way], kind: str) -> Route:
+    found = measurements.find(problem, training, gpu, kind, ways)
+    if found:
+        return _measured(problem, found)
+    known = GPUS.get(gpu)
+    model = {} if known is None else estimates(problem, training, known, kind)
+    seconds = {way: model[way] for way in ways if way in model}
+    if known is not None and seconds:
+        way, detail = _fastest(seconds)
+        return Route(*way, "estimated", seconds[way], detail)
+    backend, kernels = next((way for way in ways if way[0] == _FALL_BACK), ways[0])
+    unknown = f"nothing was measured on it and its rates are unknown: {gpu or 'no GPU'}"
+    reason = f"the model has no rate for {kind}" if known is not None else unknown
+    return Route(backend, kernels, "default", None, reason)
+
+
+def _ways(candidate: Candidate, problem: Problem, training: bool, forced: str | None) -> list[_Way]:
+    """The (backend, kernels) that a backend has, the preferred first."""
+    backend, kernels = candidate
+    if training or not kernels:
+        return [(backend, "")]
+    if live_frames(problem.kernel[0], problem.stride[0]) > MOST_LIVE:
+        return [(backend, "two")]
+    wanted = [name for name in kernels if forced in (None, name)]
+    return [(backend, name) for name in wanted or kernels]
+
+
+def _measured(problem: Problem, found: list[measurements.Measurement]) -> Route:
+    rows = {(row.backend, row.kernels): row for row in found}
+    seconds = {way: row.scaled(problem.batch) for way, row in rows.items()}
+    way, detail = _fastest(seconds)
+    row = rows[way]
+    if row.batch != problem.batch:
+        detail += f", scaled from {row.batch} clips"
+    detail += f"; {row.file} at {row.commit[:10]}"
+    return Route(*way, "measured", seconds[way], detail)
+
+
+def _fastest(seconds: dict[_Way, float]) -> tuple[_Way, str]:
+    """The first of those that are as fast as the fastest, and its time beside the others'."""
+    limit = min(seconds.values()) * _TIE
+    way = next(way for way, value in seconds.items() if value <= limit)
+    others = [
+        f"{' '.join(filter(None, other))} {_ms(value)}"
+        for other, value in seconds.items()
+        if other != way
+    ]
+    listed = ", ".join(others)
+    return way, _ms(seconds[way]) + (f" (others: {listed})" if others else "")
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
