@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from r21d_ops.dispatch import measurements
-from r21d_ops.dispatch.estimate import GPUS, estimates
+from r21d_ops.dispatch.estimate import GPUS, ONE_TILE, estimates
 from r21d_ops.problem import MOST_LIVE, Problem, live_frames
 
 #: Forces the kernels of inference: ``fused`` or ``two``. What has one way, as on a CPU, ignores it.
@@ -88,8 +88,8 @@ def inference_kernels(backend: str, problem: Problem, gpu: str | None = None) ->
     """``fused`` or ``two``: how ``backend``, which has both, runs inference of ``problem``.
 
     ``two`` where one kernel cannot run it; else ``R21D_INFERENCE`` decides where it is set, else
-    measurements, else the estimate, else ``fused``. ``gpu`` None is this process's GPU for a CUDA
-    problem.
+    measurements, else the estimate, else it is ``fused`` where one tile holds all of O. ``gpu``
+    None is this process's GPU for a CUDA problem.
 
     Raises:
         ValueError: ``R21D_INFERENCE`` is set to something else.
@@ -194,6 +194,8 @@ def _unforced(problem: Problem, training: bool, gpu: str, ways: list[_Way], kind
         way, detail = _fastest(seconds)
         return Route(*way, "estimated", seconds[way], detail)
     backend, kernels = next((way for way in ways if way[0] == _FALL_BACK), ways[0])
+    if (backend, "two") in ways and problem.out_channels > ONE_TILE:
+        kernels = "two"  # one kernel would make u again for each tile of O
     unknown = f"nothing was measured on it and its rates are unknown: {gpu or 'no GPU'}"
     reason = f"the model has no rate for {kind}" if known is not None else unknown
     return Route(backend, kernels, "default", None, reason)

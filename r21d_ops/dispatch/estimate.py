@@ -63,6 +63,9 @@ GPUS: dict[str, Gpu] = {
 #: themselves.
 _FUSED_TILE = {2: (64, 64), 4: (32, 32)}
 
+#: Output channels that one program of the fused kernel has, in 16 bits.
+ONE_TILE = _FUSED_TILE[2][1]
+
 
 class _Kernel(NamedTuple):
     """Operations and bytes of one launch, and the share of the matrix product's rate it reaches."""

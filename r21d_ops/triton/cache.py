@@ -85,7 +85,7 @@ def save(owner: Machine, key: str, result: Result) -> None:
 def files() -> list[Path]:
     """The files there are, in the order of their names."""
     try:
-        return sorted(_folder().glob("*.json"))
+        return sorted(folder().glob("*.json"))
     except OSError:
         return []
 
@@ -103,7 +103,8 @@ def clear() -> list[Path]:
     return removed
 
 
-def _folder() -> Path:
+def folder() -> Path:
+    """Where the files are, by ``R21D_CACHE_DIR`` and ``XDG_CACHE_HOME``."""
     if named := os.environ.get("R21D_CACHE_DIR"):
         base = Path(named)
     elif named := os.environ.get("XDG_CACHE_HOME"):
@@ -120,7 +121,7 @@ def _path(owner: Machine) -> Path:
     """E.g. ``NVIDIA_H200-9.0-torch2.10.0-triton3.6.0-r21d0.1.0.json``."""
     versions = (f"torch{owner.torch}", f"triton{owner.triton}", f"r21d{owner.r21d}")
     parts = (owner.gpu, owner.capability, *versions)
-    return _folder() / ("-".join(re.sub(r"[^\w.+]+", "_", part) for part in parts) + ".json")
+    return folder() / ("-".join(re.sub(r"[^\w.+]+", "_", part) for part in parts) + ".json")
 
 
 def _read(path: Path, owner: Machine) -> dict[str, Result]:

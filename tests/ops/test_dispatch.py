@@ -205,6 +205,9 @@ def test_an_unknown_gpu_is_served_by_eager(gpu: str) -> None:
     assert route[:4] == ("eager", "", "default", None)
     assert (gpu or "no GPU") in route.detail
     assert dispatch.inference_kernels("triton", _problem(), gpu) == "fused"
+    # Each tile of O would make u again: one kernel where one tile holds all of O.
+    wider = _problem()._replace(out_channels=65)
+    assert dispatch.inference_kernels("triton", wider, gpu) == "two"
 
 
 @pytest.mark.parametrize("kernels", ["fused", "two"])

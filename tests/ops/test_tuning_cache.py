@@ -150,11 +150,11 @@ def test_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
     monkeypatch.setenv("R21D_CACHE_DIR", "")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert cache._folder() == tmp_path / "home" / ".cache" / "r21d" / "triton-tuning"
+    assert cache.folder() == tmp_path / "home" / ".cache" / "r21d" / "triton-tuning"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache._folder() == tmp_path / "xdg" / "r21d" / "triton-tuning"
+    assert cache.folder() == tmp_path / "xdg" / "r21d" / "triton-tuning"
     monkeypatch.setenv("R21D_CACHE_DIR", str(tmp_path / "ours"))
-    assert cache._folder() == tmp_path / "ours" / "triton-tuning"
+    assert cache.folder() == tmp_path / "ours" / "triton-tuning"
 
 
 def test_a_user_without_a_home_has_no_files(

@@ -95,6 +95,7 @@ def examine(gpu: str | None = None) -> dict[str, Any]:
 
     import r21d
     import r21d_ops
+    from r21d_ops.backends.triton import triton_version
 
     return {
         "r21d": r21d.__version__,
@@ -114,7 +115,7 @@ def examine(gpu: str | None = None) -> dict[str, Any]:
         },
         "environment": _environment(),
         "native": _native(),
-        "triton": _version("triton"),
+        "triton": triton_version(),
         "backends": [row._asdict() for row in r21d_ops.backends()],
         "dispatch": _dispatch(gpu),
     }
@@ -224,7 +225,7 @@ def _clear_cache(as_json: bool) -> int:
     from r21d_ops.triton import cache, tuning
 
     try:
-        folder = cache._folder()
+        folder = cache.folder()
         removed = [str(path) for path in tuning.clear_cache()]
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else one_line(error)

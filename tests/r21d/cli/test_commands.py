@@ -232,7 +232,7 @@ def test_doctor_says_nothing_of_layers_without_a_gpu(capsys: pytest.CaptureFixtu
 def test_doctor_names_what_triton_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("r21d.cli.doctor._version", lambda name: None)
+    monkeypatch.setattr("r21d_ops.backends.triton.triton_version", lambda: None)
     assert run_json(capsys, "doctor")["triton"] is None
     assert main(["doctor"]) == 0
     assert "missing: pip install 'r21d[triton]'" in capsys.readouterr().out
