@@ -57,7 +57,7 @@ def _set_up_interpreter() -> None:
         return
     from triton.runtime import interpreter
 
-    # Checking each integer sum for overflow takes half the time; test_triton_kernels.py does.
+    # Checking each integer sum for overflow takes half the time; small problems have none.
     builder = interpreter.interpreter_builder
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
 

@@ -148,6 +148,7 @@ def test_gradient_keeps_nan(
         assert results[f"gradient of {name}"].isnan().any(), name
 
 
+@pytest.mark.interpreted(dtype=[torch.float16])
 @pytest.mark.parametrize("channels", [1, 3, 7, 8, 9, 17])
 def test_any_number_of_input_channels(
     channels: int, backend: Backend, dtype: torch.dtype, seed: int

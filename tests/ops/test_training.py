@@ -90,7 +90,7 @@ _TRAINED_INTERPRETED = (
 
 
 @pytest.mark.every_isa
-@pytest.mark.interpreted(case=_TRAINED_INTERPRETED)
+@pytest.mark.interpreted(case=_TRAINED_INTERPRETED, dtype=[torch.float32])
 @pytest.mark.parametrize("case", _TRAINED, ids=str)
 def test_batch_statistics(case: Case, backend: Backend, dtype: torch.dtype, seed: int) -> None:
     if dtype not in _LOW:
@@ -110,7 +110,7 @@ def test_epilogue_with_gradients(training: bool, backend: Backend, seed: int) ->
     _check(case_named("primes"), torch.float32, backend, seed, training, epilogue=True)
 
 
-@pytest.mark.interpreted(case=["primes"])
+@pytest.mark.interpreted(case=["primes"], dtype=[torch.float16])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("case", FEW_CASES, ids=str)
 def test_recompute_changes_nothing(
@@ -225,7 +225,7 @@ def test_without_running_statistics(backend: Backend, generator: torch.Generator
 
 
 @pytest.mark.every_isa
-@pytest.mark.interpreted(case=["primes"])
+@pytest.mark.interpreted(case=["primes"], dtype=[torch.float16])
 @pytest.mark.parametrize("case", FEW_CASES, ids=str)
 def test_same_gradients_twice_and_with_one_thread(
     case: Case, backend: Backend, dtype: torch.dtype, generator: torch.Generator

@@ -2,13 +2,11 @@
 
 float16 and float32 against float64 (about 40 s). Block sizes are forced small, so that problems of
 some hundred pixels make several tiles in each direction, several chunks of the sum and several
-slices of M. The interpreter checks integer sums for overflow here.
+slices of M.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,13 +21,12 @@ if not INTERPRETED:
 
 from ops.conftest import Compilation
 from ops.triton_kernels import KERNELS, Kernel, check_kernel
-from triton.runtime import interpreter
 
 from r21d_ops.triton import fused, launch
 from r21d_ops.triton.fused import FusedTile
 from r21d_ops.triton.launch import Tile
 
-pytestmark = pytest.mark.usefixtures("poisoned", "checked_sums")
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 #: M of two or three slices, sizes that no tile divides, strides whose phases differ, few channels
 #: and many, kernels that padding or strides leave without a tap.
@@ -59,16 +56,6 @@ _EACH = [
 @pytest.fixture(autouse=True, scope="module")
 def _beside(compilation: Compilation) -> None:
     """The compiler has the other core meanwhile; test_triton_compile.py waits for it."""
-
-
-@pytest.fixture
-def checked_sums() -> Iterator[None]:
-    """The interpreter reports integer sums, differences and products that overflow."""
-    builder = interpreter.interpreter_builder
-    before = builder.options
-    builder.options = dataclasses.replace(before, sanitize_overflow=True)
-    yield
-    builder.options = before
 
 
 def _way(kernel: Kernel, case: Case, whole: bool) -> dict[str, Any]:

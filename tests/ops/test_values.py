@@ -112,6 +112,7 @@ _LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.interpreted(dtype=[torch.float16])
 @pytest.mark.parametrize("layout", _LAYOUTS)
 def test_any_strided_input(
     layout: str, backend: Backend, dtype: torch.dtype, generator: torch.Generator
@@ -181,6 +182,7 @@ def test_empty_batch(backend: Backend, dtype: torch.dtype, generator: torch.Gene
 
 
 @pytest.mark.every_isa
+@pytest.mark.interpreted(dtype=[torch.float16])
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")], ids=str)
 def test_special_values_in_the_input(
     special: float, backend: Backend, dtype: torch.dtype, generator: torch.Generator
@@ -211,7 +213,7 @@ def test_special_values_in_the_input(
 
 
 @pytest.mark.every_isa
-@pytest.mark.interpreted(name=["paper-downsample"])
+@pytest.mark.interpreted(name=["paper-downsample"], dtype=[torch.float32])
 @pytest.mark.parametrize("name", ["paper-downsample", "sliced-m", "many-frames", "wide-rows"])
 def test_same_result_twice(
     name: str, backend: Backend, dtype: torch.dtype, generator: torch.Generator
@@ -221,7 +223,7 @@ def test_same_result_twice(
 
 
 @pytest.mark.every_isa
-@pytest.mark.interpreted(name=["paper-downsample"])
+@pytest.mark.interpreted(name=["paper-downsample"], dtype=[torch.float32])
 @pytest.mark.parametrize("name", ["paper-downsample", "sliced-m", "many-frames", "wide-rows"])
 def test_number_of_threads_changes_nothing(
     name: str, backend: Backend, dtype: torch.dtype, generator: torch.Generator

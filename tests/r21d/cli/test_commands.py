@@ -20,6 +20,7 @@ from r21d.video import InputSpec, write_video
 from r21d.weights import save_checkpoint
 from r21d_ops import dispatch, native
 from r21d_ops.backends import cpu, eager
+from r21d_ops.backends import triton as triton_backend
 
 CLASSES = ["bend", "run", "wave1"]
 SPEC = InputSpec(clip_len=4, frame_rate=12.5, resize=(40, 50), crop=(32, 32))
@@ -232,7 +233,7 @@ def test_doctor_says_nothing_of_layers_without_a_gpu(capsys: pytest.CaptureFixtu
 def test_doctor_names_what_triton_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("r21d_ops.backends.triton.triton_version", lambda: None)
+    monkeypatch.setattr(triton_backend, "triton_version", lambda: None)
     assert run_json(capsys, "doctor")["triton"] is None
     assert main(["doctor"]) == 0
     assert "missing: pip install 'r21d[triton]'" in capsys.readouterr().out
