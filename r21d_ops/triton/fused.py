@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -178,11 +177,7 @@ TILES = (FusedTile(64, 64, 64, 64, 8, 3, True), FusedTile(32, 64, 64, 32, 4, 3),
          FusedTile(64, 32, 16, 32, 4, 3), FusedTile(16, 32, 16, 32, 2, 2))  # fmt: skip
 TILES_FLOAT32 = (FusedTile(32, 32, 32, 16, 8, 2), FusedTile(64, 16, 32, 16, 8, 2),
                  FusedTile(64, 32, 16, 32, 8, 2), FusedTile(16, 32, 16, 16, 4, 2))  # fmt: skip
-
-
-def tiles(dtype: torch.dtype) -> tuple[FusedTile, ...]:
-    """The configuration space."""
-    return TILES_FLOAT32 if dtype == torch.float32 else TILES
+tiles = launch.by_dtype(TILES, TILES_FLOAT32)
 
 
 def _chunk(programs: int, out_frames: int) -> int:

@@ -68,6 +68,13 @@ class Blocks(Protocol):
 AnyTile = TypeVar("AnyTile", bound=Blocks)
 
 
+def by_dtype(
+    narrow: tuple[AnyTile, ...], float32: tuple[AnyTile, ...]
+) -> Callable[[torch.dtype], tuple[AnyTile, ...]]:
+    """A kernel's configuration space: from a dtype, ``narrow`` for 16 bits or ``float32``."""
+    return lambda dtype: float32 if dtype == torch.float32 else narrow
+
+
 def guard(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     """Kernels are launched on the current device: makes it the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

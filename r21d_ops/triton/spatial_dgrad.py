@@ -3,7 +3,6 @@ way in, so that it is never stored."""
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -111,11 +110,7 @@ def spatial_dgrad_kernel(
 TILES = (Tile(128, 64, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(64, 64, 32, 4, 3),
          Tile(64, 16, 32, 4, 4), Tile(16, 16, 32, 2, 3))  # fmt: skip
 TILES_FLOAT32 = (Tile(64, 64, 16, 8, 3), Tile(64, 16, 32, 4, 3), Tile(16, 16, 32, 2, 3))
-
-
-def tiles(dtype: torch.dtype) -> tuple[Tile, ...]:
-    """The configuration space."""
-    return TILES_FLOAT32 if dtype == torch.float32 else TILES
+tiles = launch.by_dtype(TILES, TILES_FLOAT32)
 
 
 def spatial_input_gradient(

@@ -6,7 +6,6 @@ epilogue of inference is applied.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -111,11 +110,7 @@ TILES = (Tile(128, 64, 64, 8, 4), Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 8,
          Tile(128, 16, 32, 4, 4), Tile(16, 16, 32, 2, 3))  # fmt: skip
 TILES_FLOAT32 = (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 16, 32, 4, 3),
                  Tile(16, 16, 16, 2, 3))  # fmt: skip
-
-
-def tiles(dtype: torch.dtype) -> tuple[Tile, ...]:
-    """The configuration space."""
-    return TILES_FLOAT32 if dtype == torch.float32 else TILES
+tiles = launch.by_dtype(TILES, TILES_FLOAT32)
 
 
 def temporal_convolution(

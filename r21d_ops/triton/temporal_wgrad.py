@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -74,11 +73,7 @@ def temporal_wgrad_kernel(
 TILES = (Tile(64, 128, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(64, 256, 32, 8, 3),
          Tile(64, 64, 64, 4, 3), Tile(32, 32, 32, 4, 3), Tile(16, 16, 32, 2, 3))  # fmt: skip
 TILES_FLOAT32 = (Tile(64, 64, 16, 8, 3), Tile(32, 64, 32, 4, 2), Tile(16, 16, 16, 2, 3))
-
-
-def tiles(dtype: torch.dtype) -> tuple[Tile, ...]:
-    """The configuration space."""
-    return TILES_FLOAT32 if dtype == torch.float32 else TILES
+tiles = launch.by_dtype(TILES, TILES_FLOAT32)
 
 
 def temporal_weight_gradient(

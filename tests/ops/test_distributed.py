@@ -84,6 +84,7 @@ def _accurate(draw: Callable[[int], Draw], what: str) -> None:
     assert_accurate_over_draws(lambda: draw(next(numbers)), what)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("split", SPLITS)
 def test_sync_norm_reduces_sums_and_counts(
@@ -142,6 +143,7 @@ def test_sync_norm_shows_nan_in_the_statistics(
             assert torch.equal(ours.isnan(), expected), name
 
 
+@pytest.mark.interpreted
 def test_sync_norm_with_no_clip_anywhere_changes_nothing(
     backend: Backend, results: list[dict[str, Results]]
 ) -> None:

@@ -64,8 +64,11 @@ def test_reference_agrees_with_a_second_definition(case: Case, generator: torch.
     assert difference <= one_ulp(second, torch.float32)
 
 
-#: The interpreter takes a minute over M = 2500; test_triton_kernels.py has M in slices.
-_INTERPRETED = tuple(case.name for case in CASES if not case.name.startswith("sliced-m"))
+#: Those that differ most for the Triton kernels; test_triton_kernels.py has more.
+_INTERPRETED = (
+    "one-frame", "one-column", "one-pixel", "one-channel", "paper-stem", "mixed", "no-padding",
+    "only-padding-outside", "frames-in-padding", "long-temporal-kernel",
+)  # fmt: skip
 
 
 @pytest.mark.every_isa
@@ -260,6 +263,7 @@ def _cases(draw: st.DrawFn) -> Case:
     return replace(case, n=1 + 400 // (case.o * math.prod(case.out_size)))
 
 
+@pytest.mark.interpreted(dtype=[torch.float16])
 @pytest.mark.every_isa
 @settings(
     max_examples=15,
