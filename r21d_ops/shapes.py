@@ -1,4 +1,4 @@
-"""Shapes and layouts of what the operators return, for their fake implementations."""
+"""Shapes and layouts of what the operators take and return."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 from r21d_ops.problem import output_size
+
+
+def ndhwc(x: Tensor) -> Tensor:
+    """``x`` with channels innermost and no gaps; a copy only where it is not so already."""
+    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def like_ndhwc(x: Tensor, shape: Sequence[int]) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from r21d_ops import native
 from r21d_ops.backends import eager
 from r21d_ops.problem import Problem, Triple
+from r21d_ops.shapes import ndhwc
 
 NAME = "cpu"
 DEVICES: tuple[str, ...] | None = ("cpu",)
@@ -34,10 +35,6 @@ def can_run(problem: Problem) -> str | None:
     return None
 
 
-def _ndhwc(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last_3d)
-
-
 def inference(
     x: Tensor,
     spatial_weight: Tensor,
@@ -52,14 +49,14 @@ def inference(
     padding: Triple,
 ) -> Tensor:
     out: Tensor = torch.ops.r21d.conv2plus1d(
-        _ndhwc(x),
+        ndhwc(x),
         spatial_weight,
         temporal_weight,
         scale,
         shift,
         out_scale,
         out_shift,
-        None if residual is None else _ndhwc(residual),
+        None if residual is None else ndhwc(residual),
         relu,
         stride,
         padding,
@@ -70,14 +67,14 @@ def inference(
 def spatial_forward(
     x: Tensor, weight: Tensor, stride: Triple, padding: Triple, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    u, mean, m2 = torch.ops.r21d.spatial_forward(_ndhwc(x), weight, stride, padding, statistics)
+    u, mean, m2 = torch.ops.r21d.spatial_forward(ndhwc(x), weight, stride, padding, statistics)
     return u, mean, m2
 
 
 def temporal_forward(
     u: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, stride: Triple, padding: Triple
 ) -> Tensor:
-    y: Tensor = torch.ops.r21d.temporal_forward(_ndhwc(u), scale, shift, weight, stride, padding)
+    y: Tensor = torch.ops.r21d.temporal_forward(ndhwc(u), scale, shift, weight, stride, padding)
     return y
 
 
@@ -93,13 +90,13 @@ def temporal_backward(
     padding: Triple,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    u = _ndhwc(u)
+    u = ndhwc(u)
     v = torch.ops.r21d.norm_relu(u, scale, shift)
     grad_v, grad_weight = eager.temporal_conv_backward(
         grad, v, weight, stride, padding, need_weight
     )
     g, sum_g, sum_g_normalized = torch.ops.r21d.norm_relu_backward(
-        _ndhwc(grad_v), u, scale, shift, mean, invstd
+        ndhwc(grad_v), u, scale, shift, mean, invstd
     )
     return g, grad_weight, sum_g, sum_g_normalized
 
@@ -117,5 +114,5 @@ def spatial_backward(
     need_x: bool,
     need_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    grad_u = torch.ops.r21d.norm_backward(_ndhwc(g), _ndhwc(u), g_factor, u_factor, offset)
+    grad_u = torch.ops.r21d.norm_backward(ndhwc(g), ndhwc(u), g_factor, u_factor, offset)
     return eager.spatial_conv_backward(grad_u, x, weight, stride, padding, need_x, need_weight)

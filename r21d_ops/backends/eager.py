@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r21d_ops.problem import Problem, Triple
+from r21d_ops.shapes import ndhwc
 
 NAME = "eager"
 DEVICES: tuple[str, ...] | None = None
@@ -49,10 +50,6 @@ def _clips(x: Tensor, like: Tensor) -> Tensor:
     return x.unflatten(0, (like.shape[0], like.shape[2])).transpose(1, 2)
 
 
-def _ndhwc(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last_3d)
-
-
 def _channels_last(weight: Tensor) -> Tensor:
     """A 2-D weight in NHWC. With it conv2d stays in NHWC where the strides of a single image or
     channel leave the input's format open."""
@@ -64,7 +61,7 @@ def spatial_conv(
 ) -> Tensor:
     """The 1×d×d convolution; ``weight`` is (M, C, 1, d, d)."""
     kernel = _channels_last(weight.squeeze(2))
-    out = F.conv2d(_images(_ndhwc(x)), kernel, bias, stride[1:], padding[1:])
+    out = F.conv2d(_images(ndhwc(x)), kernel, bias, stride[1:], padding[1:])
     return _clips(out, x)
 
 
@@ -73,7 +70,7 @@ def temporal_conv(
 ) -> Tensor:
     """The t×1×1 convolution; ``weight`` is (O, M, t, 1, 1)."""
     kernel = _channels_last(weight.squeeze(4))
-    out = F.conv2d(_ndhwc(v).flatten(3), kernel, bias, (stride[0], 1), (padding[0], 0))
+    out = F.conv2d(ndhwc(v).flatten(3), kernel, bias, (stride[0], 1), (padding[0], 0))
     return out.unflatten(3, v.shape[3:])
 
 
@@ -189,8 +186,8 @@ def temporal_conv_backward(
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of the t×1×1 convolution to its input and its weight."""
     grad_v, grad_weight = _conv2d_backward(
-        _ndhwc(grad).flatten(3),
-        _ndhwc(v).flatten(3),
+        ndhwc(grad).flatten(3),
+        ndhwc(v).flatten(3),
         weight.squeeze(4),
         (stride[0], 1),
         (padding[0], 0),
@@ -215,8 +212,8 @@ def spatial_conv_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the 1×d×d convolution to its input and its weight."""
     grad_x, grad_weight = _conv2d_backward(
-        _images(_ndhwc(grad)),
-        _images(_ndhwc(x)),
+        _images(ndhwc(grad)),
+        _images(ndhwc(x)),
         weight.squeeze(2),
         stride[1:],
         padding[1:],

@@ -13,6 +13,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from r21d_ops import dispatch
+from r21d_ops.shapes import ndhwc
 from r21d_ops.triton import tuning
 from r21d_ops.triton.tiles import FINISH, PART, WHOLE
 
@@ -78,11 +79,6 @@ def by_dtype(
 def guard(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     """Kernels are launched on the current device: makes it the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
-def ndhwc(x: Tensor) -> Tensor:
-    """``x`` with channels innermost and no gaps."""
-    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def pack_weight(weight: Tensor, pitch: int | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from r21d_ops import dispatch
 from r21d_ops.problem import Problem, Triple
-from r21d_ops.shapes import like_ndhwc, spatial_shape, temporal_shape
+from r21d_ops.shapes import like_ndhwc, ndhwc, spatial_shape, temporal_shape
 
 NAMESPACE = "r21d_triton"
 
@@ -26,10 +26,6 @@ CHANNEL_MULTIPLE = 16
 def padded(mid: int) -> int:
     """Channels that u and g hold for M of them."""
     return -(-mid // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
-
-
-def _ndhwc(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def _triple(values: Sequence[int]) -> Triple:
@@ -72,8 +68,8 @@ def _inference(
 ) -> Tensor:
     from r21d_ops.triton import fused, spatial, temporal
 
-    x = _ndhwc(x)
-    residual = None if residual is None else _ndhwc(residual)
+    x = ndhwc(x)
+    residual = None if residual is None else ndhwc(residual)
     steps, sides = _triple(stride), _triple(padding)
     epilogue = (out_scale, out_shift, residual, relu)
     problem = _problem(x, spatial_weight, temporal_weight, steps, sides)
@@ -91,7 +87,7 @@ def _spatial_forward(
     from r21d_ops.triton import spatial
 
     return spatial.spatial_convolution(
-        _ndhwc(x), weight, _triple(stride), _triple(padding), statistics=statistics
+        ndhwc(x), weight, _triple(stride), _triple(padding), statistics=statistics
     )
 
 
@@ -106,7 +102,7 @@ def _temporal_forward(
     from r21d_ops.triton import temporal
 
     return temporal.temporal_convolution(
-        _ndhwc(u), weight, _triple(stride), _triple(padding), scale, shift
+        ndhwc(u), weight, _triple(stride), _triple(padding), scale, shift
     )
 
 
@@ -124,7 +120,7 @@ def _temporal_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from r21d_ops.triton import temporal_dgrad, temporal_wgrad
 
-    grad, u = _ndhwc(grad), _ndhwc(u)
+    grad, u = ndhwc(grad), ndhwc(u)
     steps, sides = _triple(stride), _triple(padding)
     g, sum_g, sum_normalized = temporal_dgrad.temporal_input_gradient(
         grad, u, scale, shift, mean, invstd, weight, steps, sides
@@ -153,7 +149,7 @@ def _spatial_backward(
 ) -> tuple[Tensor, Tensor]:
     from r21d_ops.triton import spatial_dgrad, spatial_wgrad
 
-    g, u, x = _ndhwc(g), _ndhwc(u), _ndhwc(x)
+    g, u, x = ndhwc(g), ndhwc(u), ndhwc(x)
     steps, sides = _triple(stride), _triple(padding)
     grad_x, grad_weight = x.new_empty(0), weight.new_empty(0)
     factors = (g_factor, u_factor, offset)
