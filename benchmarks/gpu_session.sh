@@ -11,8 +11,12 @@
 # write their file anew after every case, so that what was measured is kept. What stock PyTorch does
 # comes first: it is worth having whatever becomes of the rest. The exit status is 1 if any part
 # failed.
-# $OUT holds at most eight files: one JSON file for each of five benchmark parts, tuning-*.json (what
-# the autotuner chose; no benchmark results), session.log, cmake.log.
+# $OUT holds at most eight files: one JSON file for each of six benchmark parts, session.log, and
+# more.tar with what the autotuner chose (tuning-*.json; no benchmark results) and what the probes
+# gave (golden/, to be committed as tests/gpu/golden).
+#
+# The native library is the one in r21d_ops, brought from elsewhere, if it runs on this GPU; it is
+# built here otherwise.
 #
 # Never run on hardware so far, so do not trust it before it has:
 #   - this script itself, tests/gpu, and the CUDA halves of benchmarks/ (events, graphs, peaks);
@@ -20,10 +24,19 @@
 #     with nvcc on such a machine;
 #   - the peers on CUDA: Inductor with freezing and with max-autotune, M padded to 8, graph capture
 #     of a training step, the float64 references at full size;
+#   - every CUDA kernel of csrc/cuda (so far simulated on a CPU, and compiled without being run): its
+#     values, its times, under CUDA graphs, on several streams and devices, the planner's estimates;
+#   - the library's own CUDA calls: the current stream, the device's limits, how launches fail;
+#   - what the simulator takes the instructions to do. No output of hardware is in tests/gpu/golden
+#     for the probes
+#       indices shared_widths global_widths static_shared cp_async sync_threads sync_warp
+#       sync_named shuffle shuffle_xor shuffle_down ballot atomic_shared atomic_global
+#       ldmatrix_x4 ldmatrix_x2 ldmatrix_x4_transposed mma_bfloat16 mma_float16
+#       pack_bfloat16 pack_float16 unpack_bfloat16 unpack_float16
 #   - every Triton kernel (so far interpreted on a CPU, and compiled without being run), its
 #     variants that use TMA, the autotuner and its cache, its times under CUDA graphs;
 #   - the choice of a backend: measured tables made of GPU results, and how far the estimate is off;
-#   - compute-sanitizer over tests/gpu, Triton's kernels included.
+#   - compute-sanitizer over tests/gpu (tests/gpu/sanitize.sh), Triton's kernels included.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -40,8 +53,8 @@ failed=()
 DEADLINE=${R21D_SESSION_SECONDS:-570}
 
 declare -A LIMIT=(
-  [build]=60 [environment]=15 [stock]=95 [compiled]=70 [searched]=45
-  [tests]=85 [memcheck]=25 [racecheck]=25 [untuned]=90 [tuned]=60
+  [build]=60 [environment]=10 [probes]=15 [stock]=80 [kernels]=50 [compiled]=60 [searched]=35
+  [tests]=85 [memcheck]=25 [racecheck]=25 [untuned]=75 [tuned]=50
 )
 
 say() { echo "== $*" | tee -a "$LOG"; }
@@ -69,14 +82,29 @@ part() {
   [ "$status" -eq 0 ] || failed+=("$name")
 }
 
-loads() { "$PYTHON" -c 'import sys, r21d_ops.native as n; sys.exit(n.load_error)'; }
+# Whether the native library serves this machine; it says why not.
+serves() {
+  "$PYTHON" -c '
+import sys, torch
+from r21d_ops import native
+if native.load_error is not None:
+    sys.exit(native.load_error)
+if torch.cuda.is_available():
+    cuda = native.cuda_info()
+    if cuda is None:
+        sys.exit("it is built without CUDA")
+    missing = [row["name"] for row in cuda["devices"] if not row["runs"]]
+    if missing or not cuda["devices"]:
+        sys.exit(f"it has no code for {missing or torch.cuda.get_device_name()}")
+'
+}
 
+# The parts of the machine code are compiled side by side.
 build() {
   local folder
   folder=$("$PYTHON" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent)') &&
-    cmake -S . -B "$OUT/build" -DR21D_TORCH_DIR="$folder" >"$OUT/cmake.log" 2>&1 &&
-    cmake --build "$OUT/build" --parallel >>"$OUT/cmake.log" 2>&1 &&
-    cmake --install "$OUT/build" --prefix r21d_ops >>"$OUT/cmake.log" 2>&1
+    CUDAFLAGS=--threads=0 cmake -S . -B "$OUT/build" -DR21D_TORCH_DIR="$folder" &&
+    cmake --build "$OUT/build" --parallel && cmake --install "$OUT/build" --prefix r21d_ops
   local status=$?
   rm -rf "$OUT/build"
   return $status
@@ -96,16 +124,20 @@ if [ "$DRY" = 1 ]; then
   few="conv2_x/fp32,stem/bf16,conv2_x/train/fp32"
   stock="eager,conv2d views" compiled="conv2d views" searched=$compiled
   ours="r21d cpu,r21d eager,eager,conv2d views"
-  every=$few inferred=$few
+  every=$few inferred=$few forward="stem/bf16,conv2_x/bf16" cuda=$stock
 else
   bench=(--device cuda --seconds 0.4)
   few="conv2_x/bf16,stem/bf16,conv2_x/train/bf16,r2plus1d_18/bf16,r2plus1d_18/train/bf16"
   stock="eager,eager channels_last_3d,conv2d views,conv2d views M to 8"
   # Compiling takes seconds a case, and with max-autotune perhaps minutes.
   compiled="conv2d views,inductor" searched="conv2d views,inductor max-autotune"
-  ours="r21d cuda,r21d triton,r21d triton fused,r21d triton two kernels,r21d triton recompute"
+  ours="r21d cuda,r21d cuda fused,r21d cuda two kernels"
+  ours+=",r21d triton,r21d triton fused,r21d triton two kernels,r21d triton recompute"
   # For dispatch ours and eager must be timed side by side.
   ours+=",r21d eager,eager channels_last_3d,conv2d views"
+  # Our kernels in both ways beside the best of stock PyTorch, before anything slower.
+  forward="$(layers bf16),r2plus1d_18/bf16"
+  cuda="r21d cuda fused,r21d cuda two kernels,r21d cuda,conv2d views,eager channels_last_3d"
   inferred="r2plus1d_18/bf16,$(layers bf16),conv2_x/train/bf16,r2plus1d_18/train/bf16"
   # What matters most first: bfloat16, inference and training, then the same in float32.
   every="$(layers bf16),r2plus1d_18/bf16,$(layers train/bf16),r2plus1d_18/train/bf16"
@@ -114,12 +146,12 @@ else
 fi
 
 say library
-if ! reason=$(loads 2>&1); then
-  say "the library that was brought does not load, and is built here: $reason"
+if ! reason=$(serves 2>&1); then
+  say "the library that was brought does not serve, and is built here: $reason"
   export -f build
   export PYTHON OUT
   part build bash -c build
-  loads || say "no native library: the cpu backend is missing, which triton and eager do not need"
+  reason=$(serves 2>&1) || say "the cpu and cuda backends may be missing: $reason"
 fi
 
 part environment "$PYTHON" -c '
@@ -142,20 +174,20 @@ measure() {
     --cases "$2" --peers "$3" --results "$OUT/results"
 }
 
+tests=("$PYTHON" -m pytest -q -p no:cacheprovider)
+part probes env R21D_GOLDEN_DIR="$OUT/golden" "${tests[@]}" tests/gpu/test_probes.py
 measure stock "$every" "$stock"
+measure kernels "$forward" "$cuda"
 measure compiled "$inferred" "$compiled"
 measure searched "${few%%,r2plus1d_18*}" "$searched"
 
 # What a timing would choose is another part's business.
 export R21D_AUTOTUNE=0
-tests=("$PYTHON" -m pytest tests/gpu -q -p no:cacheprovider)
-part tests "${tests[@]}"
+part tests "${tests[@]}" tests/gpu --ignore=tests/gpu/test_probes.py
 if [ "$DRY" != 1 ] && command -v compute-sanitizer >/dev/null; then
+  export PYTHON
   for tool in memcheck racecheck; do
-    # Without torch's cache of blocks, so that a step beyond one of them is seen.
-    part "$tool" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-      compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      "${tests[@]}" -k "primes and (inference or output) and not eager"
+    part "$tool" tests/gpu/sanitize.sh "$tool"
   done
 else
   say "sanitizers: compute-sanitizer is not run here"
@@ -166,12 +198,14 @@ measure untuned "$every" "$ours"
 unset R21D_AUTOTUNE
 measure tuned "$few" "$ours"
 
-# All files side by side.
+# All files side by side, the small ones in one.
 find "$OUT/results" -name '[!.]*.json' -exec mv {} "$OUT/" \; 2>/dev/null
+mkdir -p "$OUT/golden"
 for file in "$R21D_CACHE_DIR"/triton-tuning/*.json; do
-  [ ! -f "$file" ] || mv "$file" "$OUT/tuning-${file##*/}"
+  [ ! -f "$file" ] || mv "$file" "$OUT/golden/tuning-${file##*/}"
 done
-rm -rf "$OUT/results" "$R21D_CACHE_DIR"
+(cd "$OUT/golden" && tar -cf ../more.tar .)
+rm -rf "$OUT/results" "$OUT/golden" "$R21D_CACHE_DIR"
 if [ ${#failed[@]} -gt 0 ]; then
   say "failed: ${failed[*]}"
   exit 1

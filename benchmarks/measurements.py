@@ -26,6 +26,8 @@ from r21d_ops.dispatch.measurements import SCHEMA, TABLE
 #: (backend, kernels) that a peer is; what chooses by itself, or is no default, is none of them.
 _INFERENCE = {
     "conv2d views": ("eager", ""),
+    "r21d cuda fused": ("cuda", "fused"),
+    "r21d cuda two kernels": ("cuda", "two"),
     "r21d triton fused": ("triton", "fused"),
     "r21d triton two kernels": ("triton", "two"),
 }

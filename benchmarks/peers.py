@@ -29,6 +29,7 @@ from benchmarks.workloads import (
     stock_twin,
     to_layout,
 )
+from r21d_ops.backends import get_backend, trains
 from r21d_ops.dispatch import INFERENCE_VARIABLE
 
 _ONNX_OPSET = 17
@@ -119,6 +120,8 @@ def _r21d(
         raise Unavailable(f"this version of r21d_ops has no backend {backend!r}")
     if not status[backend].available:
         raise Unavailable(status[backend].reason)
+    if work.training and not trains(get_backend(backend)):
+        raise Unavailable("it serves inference alone")
     if kernels and work.training:
         raise Unavailable("training has one way")
     module = copy.deepcopy(work.fused)
@@ -246,6 +249,8 @@ PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
         Peer("r21d cuda", True, partial(_r21d, backend="cuda")),
+        Peer("r21d cuda fused", True, partial(_r21d, backend="cuda", kernels="fused")),
+        Peer("r21d cuda two kernels", True, partial(_r21d, backend="cuda", kernels="two")),
         Peer("r21d triton", True, partial(_r21d, backend="triton")),
         Peer("r21d triton fused", True, partial(_r21d, backend="triton", kernels="fused")),
         Peer("r21d triton two kernels", True, partial(_r21d, backend="triton", kernels="two")),
@@ -274,9 +279,11 @@ def default_peers(device: str, training: bool) -> list[str]:
     ``r21d eager`` trains with the autograd of r21d_ops; its inference is ``conv2d views``.
     """
     if device == "cuda":
-        ways = ["recompute"] if training else ["fused", "two kernels"]
-        ours = ["r21d cuda", "r21d triton", *(f"r21d triton {way}" for way in ways)]
-        ours += ["r21d eager"] if training else []
+        if training:
+            ours = ["r21d triton", "r21d triton recompute", "r21d eager"]
+        else:
+            ways = ("", " fused", " two kernels")
+            ours = [f"r21d {name}{way}" for name in ("cuda", "triton") for way in ways]
         return [*ours, *_CUDA, "inductor max-autotune"]
     if training:
         return ["r21d cpu", "r21d cpu recompute", "r21d eager", *_CPU[1:]]

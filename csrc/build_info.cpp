@@ -24,6 +24,14 @@ std::string cpu_isas() {
   return names;
 }
 
+std::string cuda_info() {
+#ifdef R21D_CUDA
+  return cuda::devices_json();
+#else
+  return "null";
+#endif
+}
+
 std::string build_info() {
   const cpu::Isa* tables[kCapacity];
   const int count = cpu::available_isas(tables, kCapacity);
@@ -32,13 +40,7 @@ std::string build_info() {
   for (int i = 0; i < count; ++i) {
     json << (i > 0 ? ", " : "") << '"' << tables[i]->name << '"';
   }
-  json << "], \"l2_bytes\": " << cpu::l2_bytes() << "}, \"cuda\": ";
-#ifdef R21D_CUDA
-  json << cuda::devices_json();
-#else
-  json << "null";
-#endif
-  json << '}';
+  json << "], \"l2_bytes\": " << cpu::l2_bytes() << "}, \"cuda\": " << cuda_info() << '}';
   return json.str();
 }
 
@@ -47,5 +49,6 @@ std::string build_info() {
 
 STABLE_TORCH_LIBRARY_IMPL(r21d, CompositeExplicitAutograd, m) {
   m.impl("build_info", TORCH_BOX(&r21d::build_info));
+  m.impl("cuda_info", TORCH_BOX(&r21d::cuda_info));
   m.impl("cpu_isas", TORCH_BOX(&r21d::cpu_isas));
 }

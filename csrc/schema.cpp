@@ -4,11 +4,12 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(r21d, m) {
-  // temporal(relu(spatial(x) * scale + shift)) * out_scale + out_shift + residual, relu
+  // temporal(relu(spatial(x) * scale + shift)) * out_scale + out_shift + residual, relu; kernels:
+  // "fused", "two", or "" for the device's own choice
   m.def(
       "conv2plus1d(Tensor x, Tensor spatial_weight, Tensor temporal_weight, Tensor scale, "
       "Tensor shift, Tensor? out_scale, Tensor? out_shift, Tensor? residual, bool relu, "
-      "int[] stride, int[] padding) -> Tensor");
+      "int[] stride, int[] padding, str kernels=\"\") -> Tensor");
   // u, and with `statistics` its mean and sum of squared deviations per channel
   m.def(
       "spatial_forward(Tensor x, Tensor weight, int[] stride, int[] padding, bool statistics) "
@@ -29,6 +30,16 @@ STABLE_TORCH_LIBRARY(r21d, m) {
       "-> Tensor");
   // JSON: what the library was built with and what this machine offers
   m.def("build_info() -> str");
+  // JSON: its part about CUDA, null where the library is built without
+  m.def("cuda_info() -> str");
+  // JSON: how the CUDA kernels would run a problem on a GPU. sizes: N, C, T, H, W, M, O; gpu:
+  // multiprocessors, bytes of shared memory of a block and of a multiprocessor, and the GFLOP/s
+  // and GB/s of a large matrix product and copy; force: "" or such as "fused.mids=48"
+  m.def(
+      "cuda_plan(int[] sizes, int[] kernel, int[] stride, int[] padding, int[] gpu, "
+      "str force=\"\") -> str");
+  // for tests: what an instruction of cuda/ptx.cuh does, int32 words in and out (cuda/probes.cuh)
+  m.def("cuda_probe(Tensor input, str name) -> Tensor");
   // names of the CPU instruction sets that can run here, best first
   m.def("cpu_isas() -> str");
 }

@@ -50,6 +50,16 @@ def build_info() -> dict[str, Any]:
     return info
 
 
+def cuda_info() -> dict[str, Any] | None:
+    """The ``cuda`` of :func:`build_info`, of a loaded library; None where it is built without.
+
+    ``toolkit``, ``driver`` (or None) and ``devices``, each with its ``name``, ``capability``,
+    ``memory`` in bytes, and whether the library holds code that ``runs`` on it.
+    """
+    info: dict[str, Any] | None = json.loads(torch.ops.r21d.cuda_info())
+    return info
+
+
 def isa_error() -> str | None:
     """Why ``R21D_CPU_ISA`` cannot be served by this build on this CPU, or None."""
     forced = os.environ.get("R21D_CPU_ISA")
@@ -79,6 +89,7 @@ def _register_fakes() -> None:
         relu: bool,
         stride: Sequence[int],
         padding: Sequence[int],
+        kernels: str = "",
     ) -> Tensor:
         mid = spatial_shape(x, spatial_weight, stride, padding)
         return like_ndhwc(x, temporal_shape(mid, temporal_weight, stride, padding))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 Triple = tuple[int, int, int]
 
@@ -80,3 +81,23 @@ class Problem(NamedTuple):
         """(T', H', W') of the output."""
         t, h, w = self.mid_size
         return (output_size(t, self.kernel[0], self.stride[0], self.padding[0]), h, w)
+
+
+def problem_of(
+    x: Tensor, spatial_weight: Tensor, temporal_weight: Tensor, stride: Triple, padding: Triple
+) -> Problem:
+    """The problem that checked tensors pose."""
+    _, _, t, h, w = x.shape
+    _, _, _, kh, kw = spatial_weight.shape
+    return Problem(
+        device=x.device.type,
+        dtype=x.dtype,
+        batch=x.shape[0],
+        in_channels=x.shape[1],
+        mid_channels=spatial_weight.shape[0],
+        out_channels=temporal_weight.shape[0],
+        size=(t, h, w),
+        kernel=(temporal_weight.shape[2], kh, kw),
+        stride=stride,
+        padding=padding,
+    )

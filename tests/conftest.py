@@ -9,12 +9,14 @@ import dataclasses
 import importlib.util
 import os
 import secrets
+import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -24,8 +26,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torchvision_oracle
-from ops.chosen_backend import Backend, available_backends
+from ops.chosen_backend import Backend, available_backends, simulated_backends
+from simt import backend as simulated_backend
 
+from r21d_ops.backends import _BACKENDS
 from r21d_ops.triton import INTERPRETED
 
 if TYPE_CHECKING:
@@ -34,17 +38,29 @@ if TYPE_CHECKING:
 _SEED_VARIABLE = "R21D_TEST_SEED"
 _BASE_SEED = pytest.StashKey[int]()
 
+#: Backends that a test runs only where it is marked: what emulates them takes its time.
+_MARKERS = {"triton": "interpreted", "cuda": "simulated"}
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """At most two threads; the base of all seeds; markers."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
     given = os.environ.get(_SEED_VARIABLE, "0")
     config.stash[_BASE_SEED] = secrets.randbits(31) if given == "random" else int(given)
+    if config.getoption("numprocesses", default=None):
+        # The workers of pytest-xdist: a core for each, on which a second thread must not spin, and
+        # the seed that the header names.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        os.environ[_SEED_VARIABLE] = str(config.stash[_BASE_SEED])
     _set_up_interpreter()
     config.addinivalue_line(
         "markers",
         "interpreted(**wanted): run the `triton` backend too, in Triton's interpreter; for all "
         "values of a parameter, or those given by its name",
+    )
+    config.addinivalue_line(
+        "markers", "simulated(**wanted): the same for the `cuda` backend, in the host simulator"
     )
     config.addinivalue_line(
         "markers", "every_isa: run the `cpu` backend with each instruction set this CPU has"
@@ -74,7 +90,7 @@ def _set_up_interpreter() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what Triton's interpreter would take too long for."""
+    """Leaves out what an emulated backend would take too long for."""
     wanted = [item for item in items if _is_wanted(item)]
     config.hook.pytest_deselected(items=[item for item in items if not _is_wanted(item)])
     items[:] = wanted
@@ -83,9 +99,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_wanted(item: pytest.Item) -> bool:
     params = item.callspec.params if hasattr(item, "callspec") else {}
     backend = params.get("backend")
-    if not isinstance(backend, Backend) or backend.name != "triton":
+    if not isinstance(backend, Backend) or backend.name not in _MARKERS:
         return True
-    marker = item.get_closest_marker("interpreted")
+    marker = item.get_closest_marker(_MARKERS[backend.name])
     return marker is not None and all(
         str(params[name]) in map(str, values) for name, values in marker.kwargs.items()
     )
@@ -101,7 +117,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" not in metafunc.fixturenames:
         return
     every_isa = metafunc.definition.get_closest_marker("every_isa") is not None
-    found = available_backends(every_isa)
+    found = [*available_backends(every_isa), *simulated_backends()]
     if "dtype" in metafunc.fixturenames:
         pairs = [(b, dtype) for b in found for dtype in b.dtypes]
         ids = [f"{b}-{str(dtype).removeprefix('torch.')}" for b, dtype in pairs]
@@ -117,6 +133,10 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("R21D_BACKEND", chosen.name)
     if chosen.isa is not None:
         monkeypatch.setenv("R21D_CPU_ISA", chosen.isa)
+    if chosen.kernels is not None:
+        monkeypatch.setenv("R21D_INFERENCE", chosen.kernels)
+    if chosen.is_simulated:
+        monkeypatch.setitem(_BACKENDS, simulated_backend.NAME, simulated_backend)
     return chosen
 
 
@@ -149,6 +169,26 @@ def poisoned() -> Iterator[None]:
     yield
     torch.utils.deterministic.fill_uninitialized_memory = filled
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """``once(name, make)`` is a folder that ``make`` filled, in one of pytest-xdist's workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # what the workers of this run share
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        path, done = folder / name, folder / f"{name}.done"
+        with filelock.FileLock(folder / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(path, ignore_errors=True)  # what a failure has left
+                path.mkdir()
+                make(path)
+                done.touch()
+        return path
+
+    return made
 
 
 @pytest.fixture(scope="session")

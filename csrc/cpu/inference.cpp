@@ -1,4 +1,6 @@
 // conv2plus1d: the whole operator in one pass. v exists only in a worker's ring of kt frames.
+#include <string>
+
 #include "cpu/stages.h"
 
 namespace r21d::cpu {
@@ -142,7 +144,13 @@ Tensor conv2plus1d(
     const OptionalTensor& residual,
     bool relu,
     const Ints& stride,
-    const Ints& padding) {
+    const Ints& padding,
+    const std::string& kernels) {
+  STD_TORCH_CHECK(
+      kernels.empty() || kernels == "fused",
+      "the CPU has one way, kernels='' or 'fused', not '",
+      kernels,
+      "'");
   const Dtype dtype = dtype_of(x, "x");
   const Isa& table = isa();
   const SpatialGeometry s = spatial_geometry(x, spatial_weight, stride, padding);
@@ -155,15 +163,7 @@ Tensor conv2plus1d(
       vector_data(out_shift, t.o, "out_shift"),
       residual.has_value() ? residual->const_data_ptr() : nullptr,
       relu};
-  Tensor y = empty_ndhwc({t.n, t.o, t.to, t.ho, t.wo}, x);
-  if (residual.has_value()) {
-    check_ndhwc(*residual, "residual");
-    check_dtype(*residual, x.scalar_type(), "residual");
-    for (int64_t axis = 0; axis < 5; ++axis) {
-      STD_TORCH_CHECK(
-          residual->size(axis) == y.size(axis), "residual must have the output's shape");
-    }
-  }
+  Tensor y = inference_output(x, t, residual);
   if (s.n == 0) {
     return y;
   }

@@ -6,6 +6,7 @@
 #include "cpu/pack.h"
 #include "cpu/planner.h"
 #include "geometry.h"
+#include "operands.h"
 #include "torch_compat.h"
 
 namespace r21d::cpu {
@@ -90,18 +91,6 @@ inline char* at(void* data, Dtype dtype, int64_t index) {
 Dtype dtype_of(const Tensor& x, const char* name);
 
 Machine machine(const Isa& isa, Dtype dtype);
-
-SpatialGeometry spatial_geometry(
-    const Tensor& x, const Tensor& weight, const Ints& stride, const Ints& padding);
-
-TemporalGeometry temporal_geometry(
-    int64_t n,
-    int64_t t,
-    int64_t ho,
-    int64_t wo,
-    const Tensor& weight,
-    const Ints& stride,
-    const Ints& padding);
 
 // 64-byte aligned buffers of one worker, cut from one allocation that torch accounts for.
 class Scratch {

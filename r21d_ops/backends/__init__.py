@@ -8,7 +8,9 @@ A backend is one module of this package with
 - ``can_run(problem) -> str | None``: why it does not serve this problem, or None;
 - ``KERNELS``, if it has several ways of running inference: of ``fused`` and ``two``, the preferred
   first;
-- the operators of :mod:`r21d_ops.backends.eager`, with the same signatures.
+- ``TRAINS = False``, if it serves inference alone;
+- the operators of :mod:`r21d_ops.backends.eager`, with the same signatures; without training,
+  ``inference``.
 
 Adding a backend adds its module and its name to ``_BACKENDS``. Of those that can run, the first
 serves; on a GPU :mod:`r21d_ops.dispatch` decides, by measurements or an estimate.
@@ -24,13 +26,13 @@ from typing import NamedTuple
 import torch
 
 from r21d_ops import dispatch
-from r21d_ops.backends import cpu, eager, triton
+from r21d_ops.backends import cpu, cuda, eager, triton
 from r21d_ops.problem import Problem
 
 #: Names the one backend allowed.
 BACKEND_VARIABLE = "R21D_BACKEND"
 
-_BACKENDS: dict[str, ModuleType] = {module.NAME: module for module in (cpu, triton, eager)}
+_BACKENDS: dict[str, ModuleType] = {module.NAME: module for module in (cpu, cuda, triton, eager)}
 _logger = logging.getLogger(__name__)
 _warned: set[tuple[str, str]] = set()
 
@@ -69,9 +71,17 @@ def get_backend(name: str) -> ModuleType:
         raise ValueError(f"backend {name!r} is not known; this version has {known}") from None
 
 
-def _refusal(module: ModuleType, problem: Problem) -> str | None:
+def _refusal(module: ModuleType, problem: Problem, training: bool) -> str | None:
     reason: str | None = module.unavailable()
-    return reason if reason is not None else module.can_run(problem)
+    return reason if reason is not None else _refuses(module, problem, training)
+
+
+def _refuses(module: ModuleType, problem: Problem, training: bool) -> str | None:
+    """Why the backend does not serve the call, wherever it is available."""
+    if training and not trains(module):
+        return "it serves inference alone"
+    reason: str | None = module.can_run(problem)
+    return reason
 
 
 def choose(problem: Problem, forced: str | None = None, *, training: bool = False) -> str:
@@ -92,15 +102,15 @@ def choose(problem: Problem, forced: str | None = None, *, training: bool = Fals
     """
     name = forced_name(forced)
     if name is not None:
-        reason = _refusal(get_backend(name), problem)
+        reason = _refusal(get_backend(name), problem, training)
         if reason is not None:
             raise BackendError(f"backend {name!r} was asked for and cannot run: {reason}")
         return name
     able = []
     for candidate, module in _BACKENDS.items():
-        if not _meant_for(module, problem.device):
+        if not _meant_for(module, problem.device, training):
             continue
-        reason = _refusal(module, problem)
+        reason = _refusal(module, problem, training)
         if reason is not None:
             _warn_once(candidate, reason)
             continue
@@ -132,9 +142,10 @@ def route_on_gpu(problem: Problem, training: bool, gpu: str, elsewhere: bool) ->
     asked = _BACKENDS if forced is None else {forced: get_backend(forced)}
     able = []
     for name, module in asked.items():
-        if forced is None and not _meant_for(module, problem.device):
+        if forced is None and not _meant_for(module, problem.device, training):
             continue
-        reason = module.can_run(problem) if elsewhere else _refusal(module, problem)
+        asks = _refuses if elsewhere else _refusal
+        reason = asks(module, problem, training)
         if reason is None:
             able.append(name)
         elif forced is not None:
@@ -144,8 +155,14 @@ def route_on_gpu(problem: Problem, training: bool, gpu: str, elsewhere: bool) ->
     return dispatch.route(problem, training, gpu, _candidates(able))
 
 
-def _meant_for(module: ModuleType, device: str) -> bool:
-    return module.DEVICES is None or device in module.DEVICES
+def _meant_for(module: ModuleType, device: str, training: bool) -> bool:
+    there = module.DEVICES is None or device in module.DEVICES
+    return there and (trains(module) or not training)
+
+
+def trains(module: ModuleType) -> bool:
+    """Whether a backend serves gradients and batch statistics, too."""
+    return getattr(module, "TRAINS", True)
 
 
 def forced_name(forced: str | None) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from r21d_ops.dispatch import measurements
+from r21d_ops.dispatch import cuda_plan, measurements
 from r21d_ops.dispatch.estimate import GPUS, ONE_TILE, estimates
 from r21d_ops.problem import MOST_LIVE, Problem, live_frames
 
@@ -21,6 +21,12 @@ INFERENCE_VARIABLE = "R21D_INFERENCE"
 
 _INFERENCE_KERNELS = ("fused", "two")
 _FALL_BACK = "eager"
+
+#: The backend whose library decides by itself, with the GPU at hand, where no kernels are named.
+_DECIDES = "cuda"
+
+#: The most that one of its blocks may have anywhere: what does not fit there runs nowhere fused.
+_LARGEST = GPUS["NVIDIA H200"]
 
 #: Times closer than this are equal, and the way with fewer kernels and less memory is taken.
 _TIE = 1.01
@@ -51,7 +57,7 @@ class Route(NamedTuple):
 
     Attributes:
         backend: its name.
-        kernels: ``fused`` or ``two``; empty where the backend has one way.
+        kernels: ``fused`` or ``two``; empty where the backend has one way, or decides by itself.
         source: ``measured``, ``estimated`` or ``default``.
         seconds: of a call, by ``source``; None where it does not say.
         detail: the reason, for people.
@@ -88,19 +94,24 @@ def inference_kernels(backend: str, problem: Problem, gpu: str | None = None) ->
     """``fused`` or ``two``: how ``backend``, which has both, runs inference of ``problem``.
 
     ``two`` where one kernel cannot run it; else ``R21D_INFERENCE`` decides where it is set, else
-    measurements, else the estimate, else it is ``fused`` where one tile holds all of O. ``gpu``
-    None is this process's GPU for a CUDA problem.
+    measurements, else the estimate, else it is ``fused`` where one tile holds all of O. Empty where
+    ``cuda`` decides at the call: on an unknown GPU, and while a graph is traced whose sizes are not
+    known. ``gpu`` None is this process's GPU for a CUDA problem.
 
     Raises:
         ValueError: ``R21D_INFERENCE`` is set to something else.
     """
-    return _traced_kernels(backend, _plain(problem), gpu, forced_kernels())
+    fields, known = _plain(problem)
+    forced = forced_kernels()
+    if backend == _DECIDES and not known:
+        return forced or ""
+    return _traced_kernels(backend, fields, gpu, forced)
 
 
 def choose_backend(problem: Problem, training: bool, candidates: tuple[Candidate, ...]) -> str:
     """The name that :func:`route` gives on this process's GPU; also while a graph is traced."""
     fields = [(candidate.backend, candidate.kernels) for candidate in candidates]
-    return _traced_backend(_plain(problem), training, tuple(fields))
+    return _traced_backend(_plain(problem)[0], training, tuple(fields))
 
 
 def forced_kernels() -> str | None:
@@ -131,17 +142,21 @@ def gpu_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
-def _plain(problem: Problem) -> tuple[Any, ...]:
-    """The problem's fields; what is symbolic becomes nominal, so that no graph is bound to it."""
+def _plain(problem: Problem) -> tuple[tuple[Any, ...], bool]:
+    """The problem's fields, and whether all were known; what is symbolic becomes nominal, so that
+    no graph is bound to it."""
     sizes = [value if isinstance(value, tuple) else (value,) for value in problem[2:]]
     if not torch.compiler.is_compiling() and all(type(n) is int for size in sizes for n in size):
-        return tuple(problem)
+        return tuple(problem), True
     from torch.fx.experimental.symbolic_shapes import has_static_value
 
     fields: list[Any] = list(problem[:2])
+    known = True
     for size, value, nominal in zip(sizes, problem[2:], _NOMINAL[2:], strict=True):
-        fields.append(value if all([has_static_value(n) for n in size]) else nominal)
-    return tuple(fields)
+        static = all([has_static_value(n) for n in size])
+        fields.append(value if static else nominal)
+        known = known and static
+    return tuple(fields), known
 
 
 # A tracer would look through the caches below and into files; to it the answers are constants.
@@ -174,13 +189,22 @@ def _route(
     forced: str | None,
     kind: str,
 ) -> Route:
-    ways = [way for c in candidates for way in _ways(c, problem, training, forced)]
+    ways = [way for c in candidates for way in _ways(c, problem, training, gpu, forced)]
     found = _unforced(problem, training, gpu, ways, kind)
-    live = live_frames(problem.kernel[0], problem.stride[0])
-    if forced == "fused" and found.kernels and live > MOST_LIVE:
-        reason = f"{live} output frames see one frame, and one kernel sums at most {MOST_LIVE}"
+    reason = _why_not_fused(found.backend, problem, gpu) if forced == "fused" else ""
+    if found.kernels and reason:
         return found._replace(detail=f"{found.detail}; not fused: {reason}")
     return found
+
+
+def _why_not_fused(backend: str, problem: Problem, gpu: str) -> str:
+    """Why one kernel of ``backend`` cannot run ``problem``, or nothing."""
+    if backend == _DECIDES:
+        return cuda_plan.ways(problem, GPUS.get(gpu, _LARGEST).planned)[1]
+    live = live_frames(problem.kernel[0], problem.stride[0])
+    if live > MOST_LIVE:
+        return f"{live} output frames see one frame, and one kernel sums at most {MOST_LIVE}"
+    return ""
 
 
 def _unforced(problem: Problem, training: bool, gpu: str, ways: list[_Way], kind: str) -> Route:
@@ -194,19 +218,23 @@ def _unforced(problem: Problem, training: bool, gpu: str, ways: list[_Way], kind
         way, detail = _fastest(seconds)
         return Route(*way, "estimated", seconds[way], detail)
     backend, kernels = next((way for way in ways if way[0] == _FALL_BACK), ways[0])
-    if (backend, "two") in ways and problem.out_channels > ONE_TILE:
+    if backend == _DECIDES and {(backend, "fused"), (backend, "two")} <= set(ways):
+        kernels = ""
+    elif (backend, "two") in ways and problem.out_channels > ONE_TILE:
         kernels = "two"  # one kernel would make u again for each tile of O
     unknown = f"nothing was measured on it and its rates are unknown: {gpu or 'no GPU'}"
     reason = f"the model has no rate for {kind}" if known is not None else unknown
     return Route(backend, kernels, "default", None, reason)
 
 
-def _ways(candidate: Candidate, problem: Problem, training: bool, forced: str | None) -> list[_Way]:
+def _ways(
+    candidate: Candidate, problem: Problem, training: bool, gpu: str, forced: str | None
+) -> list[_Way]:
     """The (backend, kernels) that a backend has, the preferred first."""
     backend, kernels = candidate
     if training or not kernels:
         return [(backend, "")]
-    if live_frames(problem.kernel[0], problem.stride[0]) > MOST_LIVE:
+    if _why_not_fused(backend, problem, gpu):
         return [(backend, "two")]
     wanted = [name for name in kernels if forced in (None, name)]
     return [(backend, name) for name in wanted or kernels]

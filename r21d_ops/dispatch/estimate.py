@@ -2,7 +2,8 @@
 
 Rates come from data sheets; which shares of them are reached is assumed. Nothing in this module was
 measured, so that its seconds order the ways of running a problem and promise none of them. Not
-modelled: launches, caches, the padding of odd channel counts.
+modelled: launches, caches, the padding of odd channel counts. For the CUDA kernels their own
+planner (``csrc/cuda/planner.h``) answers, which counts padding, waves of blocks, waits and L2, too.
 """
 
 from __future__ import annotations
@@ -10,28 +11,41 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from r21d_ops.dispatch import cuda_plan
 from r21d_ops.dispatch.cost import ProblemCost, problem_cost
 from r21d_ops.problem import Problem
 
 
 class Gpu(NamedTuple):
-    """Rates of one GPU: operations a second by arithmetic, bytes a second read plus written."""
+    """One GPU: operations a second by arithmetic, bytes a second read plus written, and bytes of
+    shared memory that a block may have and that a multiprocessor has."""
 
     multiprocessors: int
     flops: dict[str, float]
     bytes_per_second: float
+    shared_block: int
+    shared_multiprocessor: int
+
+    @property
+    def planned(self) -> cuda_plan.Device:
+        """As the planner of the CUDA kernels asks for it."""
+        shared = (self.shared_block, self.shared_multiprocessor)
+        rates = (self.flops["bfloat16"], self.bytes_per_second)
+        return cuda_plan.Device(self.multiprocessors, *shared, *rates)
 
 
 #: Shares of the data sheet's rates that a matrix product and a large copy reach: 788 of an H200's
 #: 989 TFLOP/s, 4.3 of its 4.8 TB/s. Assumed, as is that other GPUs and arithmetics reach the same.
 _PRODUCT, _COPY = 788 / 989, 4.3 / 4.8
 
-#: Shares of the matrix product's rate that convolutions reach. Assumed too.
-_TRITON, _CUDNN = 0.6, 0.7
+#: Shares of the matrix product's rate that convolutions reach. Assumed too. The last is the
+#: planner's ``kProductShare``.
+_TRITON, _CUDNN, _CUDA = 0.6, 0.7, 0.55
 
 ASSUMPTIONS = (
     f"matrix products reach {_PRODUCT:.2f} and copies {_COPY:.2f} of the data sheet's rates, "
-    f"convolutions in Triton {_TRITON:g} and in cuDNN {_CUDNN:g} of the matrix product's"
+    f"convolutions in Triton {_TRITON:g}, in cuDNN {_CUDNN:g} and in the CUDA kernels {_CUDA:g} of "
+    "the matrix product's; of the CUDA kernels padding, waits and L2 are counted, of others not"
 )
 
 
@@ -41,21 +55,26 @@ def _gpu(
     tf32: float,
     float32: float,
     terabytes: float,
+    shared: tuple[int, int],
 ) -> Gpu:
     """The shares of peak TFLOP/s and TB/s that are assumed."""
     peaks = {"bfloat16": half, "float16": half, "tf32": tf32, "float32": float32}
     flops = {name: peak * 1e12 * _PRODUCT for name, peak in peaks.items()}
-    return Gpu(multiprocessors, flops, terabytes * 1e12 * _COPY)
+    return Gpu(multiprocessors, flops, terabytes * 1e12 * _COPY, *shared)
+
+
+#: Shared memory in bytes, of a block and of a multiprocessor: compute capability 8.0 and 9.0.
+_AMPERE, _HOPPER = (163 * 1024, 164 * 1024), (227 * 1024, 228 * 1024)
 
 
 #: By the name that ``torch.cuda.get_device_name`` gives; peaks without sparsity.
 GPUS: dict[str, Gpu] = {
-    "NVIDIA H200": _gpu(132, 989, 494, 67, 4.8),
-    "NVIDIA H100 80GB HBM3": _gpu(132, 989, 494, 67, 3.35),
-    "NVIDIA H100 PCIe": _gpu(114, 756, 378, 51, 2.0),
-    "NVIDIA A100-SXM4-80GB": _gpu(108, 312, 156, 19.5, 2.039),
-    "NVIDIA A100-SXM4-40GB": _gpu(108, 312, 156, 19.5, 1.555),
-    "NVIDIA A100 80GB PCIe": _gpu(108, 312, 156, 19.5, 1.935),
+    "NVIDIA H200": _gpu(132, 989, 494, 67, 4.8, _HOPPER),
+    "NVIDIA H100 80GB HBM3": _gpu(132, 989, 494, 67, 3.35, _HOPPER),
+    "NVIDIA H100 PCIe": _gpu(114, 756, 378, 51, 2.0, _HOPPER),
+    "NVIDIA A100-SXM4-80GB": _gpu(108, 312, 156, 19.5, 2.039, _AMPERE),
+    "NVIDIA A100-SXM4-40GB": _gpu(108, 312, 156, 19.5, 1.555, _AMPERE),
+    "NVIDIA A100 80GB PCIe": _gpu(108, 312, 156, 19.5, 1.935, _AMPERE),
 }
 
 #: The first of the fused kernel's tiles (``triton/fused.py``), output pixels and output channels of
@@ -146,6 +165,9 @@ _WAYS: dict[bool, dict[tuple[str, str], _Way]] = {
     True: {("triton", ""): _triton_training, ("eager", ""): _eager_training},
 }
 
+#: What the CUDA kernels serve.
+_CUDA_ARITHMETIC = ("bfloat16", "float16")
+
 
 def estimates(
     problem: Problem, training: bool, gpu: Gpu, arithmetic: str
@@ -157,11 +179,16 @@ def estimates(
     rate = gpu.flops.get(arithmetic)
     if rate is None:
         return {}
+    found = {}
+    if not training and arithmetic in _CUDA_ARITHMETIC:
+        planned, _ = cuda_plan.ways(problem, gpu.planned)
+        found = {("cuda", kernels): seconds for kernels, seconds in planned.items()}
     cost = problem_cost(problem)
-    return {
+    modelled = {
         way: sum(
             max(kernel.flops / (rate * kernel.share), kernel.traffic / gpu.bytes_per_second)
             for kernel in kernels(problem, cost, gpu)
         )
         for way, kernels in _WAYS[training].items()
     }
+    return found | modelled

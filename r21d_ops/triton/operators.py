@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from r21d_ops import dispatch
-from r21d_ops.problem import Problem, Triple
+from r21d_ops.problem import Triple, problem_of
 from r21d_ops.shapes import like_ndhwc, ndhwc, spatial_shape, temporal_shape
 
 NAMESPACE = "r21d_triton"
@@ -30,27 +30,6 @@ def padded(mid: int) -> int:
 
 def _triple(values: Sequence[int]) -> Triple:
     return (values[0], values[1], values[2])
-
-
-def _problem(
-    x: Tensor,
-    spatial_weight: Tensor,
-    temporal_weight: Tensor,
-    stride: Triple,
-    padding: Triple,
-) -> Problem:
-    return Problem(
-        device=x.device.type,
-        dtype=x.dtype,
-        batch=x.shape[0],
-        in_channels=x.shape[1],
-        mid_channels=spatial_weight.shape[0],
-        out_channels=temporal_weight.shape[0],
-        size=_triple(x.shape[2:]),
-        kernel=(temporal_weight.shape[2], spatial_weight.shape[3], spatial_weight.shape[4]),
-        stride=stride,
-        padding=padding,
-    )
 
 
 def _inference(
@@ -72,7 +51,7 @@ def _inference(
     residual = None if residual is None else ndhwc(residual)
     steps, sides = _triple(stride), _triple(padding)
     epilogue = (out_scale, out_shift, residual, relu)
-    problem = _problem(x, spatial_weight, temporal_weight, steps, sides)
+    problem = problem_of(x, spatial_weight, temporal_weight, steps, sides)
     if dispatch.inference_kernels("triton", problem) == "fused":
         return fused.fused_inference(
             x, spatial_weight, temporal_weight, scale, shift, *epilogue, steps, sides

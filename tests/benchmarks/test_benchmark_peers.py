@@ -40,8 +40,13 @@ def test_a_peer_forces_its_backend_and_kernels_while_it_is_called(
         prepared.forward(prepared.inputs[0])
         assert os.environ["R21D_BACKEND"] == "eager" and "R21D_INFERENCE" not in os.environ
     assert seen == [("triton", None), ("triton", "fused"), ("triton", "two")]
+    trained = dataclasses.replace(work, training=True)
     with pytest.raises(peers.Unavailable, match="training has one way"):
-        peers.PEERS["r21d triton fused"].prepare(dataclasses.replace(work, training=True))
+        peers.PEERS["r21d triton fused"].prepare(trained)
+    rows = [BackendStatus("cuda", True, "")]
+    monkeypatch.setattr(peers.r21d_ops, "backends", lambda: rows)
+    with pytest.raises(peers.Unavailable, match="it serves inference alone"):
+        peers.PEERS["r21d cuda"].prepare(trained)
 
 
 @pytest.mark.parametrize("multiple", [1, 8])

@@ -56,6 +56,7 @@ def _found(rows: list[dict[str, Any]], folder: Path, name: str, training: bool) 
 def test_medians_of_every_way_by_problem(tmp_path: Path) -> None:
     ways = {"r21d_triton": [9.0], "r21d_triton_fused": [3.0, 1.0, 2.0]}
     ways |= {"r21d_triton_two_kernels": [4.0], "conv2d_views": [5.0], "eager": [0.1]}
+    ways |= {"r21d_cuda_fused": [8.0], "r21d_cuda_two_kernels": [7.0]}
     steps = {"r21d_triton": [6.0], "r21d_triton_recompute": [5.0], "conv2d_views": [0.2]}
     steps |= {"r21d_eager": [7.0]}
     path = _file(
@@ -68,9 +69,10 @@ def test_medians_of_every_way_by_problem(tmp_path: Path) -> None:
     )
     rows = maker.collect([path])
     expected = {("triton", "fused"): 2.0, ("triton", "two"): 4.0, ("eager", ""): 5.0}
+    expected |= {("cuda", "fused"): 8.0, ("cuda", "two"): 7.0}
     assert _found(rows, tmp_path, "conv2_x", False) == expected
     assert _found(rows, tmp_path, "conv2_x", True) == {("triton", ""): 6.0, ("eager", ""): 7.0}
-    assert len(rows) == 5
+    assert len(rows) == 7
     assert {row["file"] for row in rows} == {f"{tmp_path.name}/2026-01-01.json"}
     assert {row["commit"] for row in rows} == {"2026-01-01-commit"}
 

@@ -2,38 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import pytest
 import torch
 
-from r21d_ops.backends import backends, get_backend
+from r21d_ops.backends import backends, get_backend, trains
+from r21d_ops.dispatch import INFERENCE_VARIABLE
 from r21d_ops.problem import Problem
 
-#: Stands for any convolution on CUDA: what a backend answers by device and dtype.
+_WAYS = {"way", "first_way", "cuda_way"}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+@dataclass(frozen=True)
+class Way:
+    """How inference is served: a backend, ``fused`` or ``two`` (empty: its own choice), a dtype."""
+
+    backend: str
+    kernels: str
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, (self.backend, self.kernels, str(self.dtype)[6:])))
+
+
 def _probe(dtype: torch.dtype) -> Problem:
+    """Stands for any convolution on CUDA: what a backend answers by device and dtype."""
     return Problem("cuda", dtype, 1, 8, 16, 8, (3, 8, 8), (3, 3, 3), (1, 1, 1), (1, 1, 1))
 
 
-def _serving() -> list[tuple[str, torch.dtype]]:
-    """Each available backend with each dtype that it serves on CUDA."""
-    return [
-        (row.name, dtype)
-        for row in backends()
-        for dtype in _DTYPES
-        if row.available and get_backend(row.name).can_run(_probe(dtype)) is None
-    ]
+def _available() -> Iterator[str]:
+    return (row.name for row in backends() if row.available)
+
+
+def _ways() -> Iterator[Way]:
+    """Each available backend with each dtype that it serves on CUDA; ``cuda`` in both ways.
+
+    Triton compiles every problem anew, which takes seconds: its ways are in test_triton_tiles.py.
+    """
+    for name in _available():
+        module = get_backend(name)
+        for kernels in module.KERNELS if name == "cuda" else ("",):
+            for dtype in _DTYPES:
+                if module.can_run(_probe(dtype)) is None:
+                    yield Way(name, kernels, dtype)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """``cuda_backend`` and ``cuda_dtype``: every pair that can serve."""
-    if {"cuda_backend", "cuda_dtype"} <= set(metafunc.fixturenames):
-        pairs = _serving()
-        ids = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, dtype in pairs]
-        metafunc.parametrize(("cuda_backend", "cuda_dtype"), pairs, ids=ids)
-    elif "cuda_backend" in metafunc.fixturenames:
-        metafunc.parametrize("cuda_backend", sorted({name for name, _ in _serving()}))
+    """``way``: every way of inference; ``first_way``: in the first dtype of each; ``cuda_way``:
+    the CUDA kernels'; ``trainer``: every backend that trains."""
+    ways = list(_ways())
+    found = {
+        "way": ways,
+        "first_way": list({(w.backend, w.kernels): w for w in reversed(ways)}.values()),
+        "cuda_way": [way for way in ways if way.backend == "cuda"],
+    }
+    skip = pytest.mark.skip(reason=f"cuda: {get_backend('cuda').unavailable()}")
+    for name in _WAYS & set(metafunc.fixturenames):
+        metafunc.parametrize(name, found[name] or [pytest.param(None, marks=skip)], ids=str)
+    if "trainer" in metafunc.fixturenames:
+        able = [name for name in _available() if trains(get_backend(name))]
+        names = [n for n in able if get_backend(n).can_run(_probe(torch.float32)) is None]
+        metafunc.parametrize("trainer", names)
 
 
 @pytest.fixture(autouse=True)
@@ -44,5 +76,9 @@ def _needs_cuda(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     # Small problems, each met once: nothing to time. test_triton_tiles.py runs every configuration.
     monkeypatch.setenv("R21D_AUTOTUNE", "0")
-    if "cuda_backend" in request.fixturenames:
-        monkeypatch.setenv("R21D_BACKEND", request.getfixturevalue("cuda_backend"))
+    for name in _WAYS & set(request.fixturenames):
+        way = request.getfixturevalue(name)
+        monkeypatch.setenv("R21D_BACKEND", way.backend)
+        monkeypatch.setenv(INFERENCE_VARIABLE, way.kernels)
+    if "trainer" in request.fixturenames:
+        monkeypatch.setenv("R21D_BACKEND", request.getfixturevalue("trainer"))

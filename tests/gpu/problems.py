@@ -50,6 +50,30 @@ CASES = (
     GpuCase("stride-beyond-kernel", 1, (4, 9, 5), (10, 11, 13), (1, 2, 2), (3, 3, 3), (0, 1, 0)),
     GpuCase("no-padding", 2, (12, 31, 16), (6, 9, 8), padding=(0, 0, 0)),
 )
+(SMALL,) = (case for case in CASES if case.name == "primes")
+
+
+def _kernel_case(k: int, channels: Triple) -> GpuCase:
+    """Temporal kernels of ``k``, spatial ones of 8 - k and ``k``; every stride and remainder."""
+    frames = 1 if k < 4 else 2 if k < 7 else 3  # at most three output frames see one
+    stride = (frames, 1 + k % 3, 1 + (k + 1) % 3)
+    padding = (k // 2, (8 - k) // 2, k % 2)
+    return GpuCase(f"kernel-{k}", 2, channels, (k + 3, 11, 13), (k, 8 - k, k), stride, padding)
+
+
+#: For kernels that need not be compiled for each: channels that are no multiples of 8, several
+#: slices of M, several tiles of O and of pixels.
+MORE_CASES = (
+    _kernel_case(1, (3, 11, 8)),
+    _kernel_case(2, (5, 40, 66)),
+    _kernel_case(3, (12, 150, 70)),
+    _kernel_case(4, (20, 17, 9)),
+    _kernel_case(5, (8, 48, 130)),
+    _kernel_case(6, (16, 300, 64)),
+    _kernel_case(7, (24, 145, 72)),
+    GpuCase("conv2_x-full", 2, (64, 144, 64), (8, 56, 56)),
+    GpuCase("conv4_1a", 1, (128, 460, 256), (4, 28, 28), stride=(2, 2, 2)),
+)
 
 
 @dataclass
@@ -112,3 +136,21 @@ def draw(case: GpuCase, dtype: torch.dtype, device: str = "cuda") -> Operands:
         "out_shift": torch.randn(o, **rand),
     }
     return Operands(case, {k: v.to(dtype) for k, v in main.items()}, vectors)
+
+
+def with_layout(x: Tensor, layout: str) -> Tensor:
+    """The values of ``x`` with the strides, or the address, that ``layout`` names."""
+    if layout == "channels_last_3d":
+        return x.contiguous(memory_format=_LAST)
+    if layout == "sliced":
+        wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), float("nan"), device=x.device)
+        view = wide.to(x.dtype)[..., ::2]
+    elif layout == "misaligned":
+        # In the order of NDHWC, one value behind a boundary of 16 bytes.
+        n, c, t, h, w = x.shape
+        flat = torch.full((x.numel() + 1,), float("nan"), dtype=x.dtype, device=x.device)
+        view = flat[1:].view(n, t, h, w, c).permute(0, 4, 1, 2, 3)
+    else:
+        return x.contiguous()
+    view.copy_(x)
+    return view

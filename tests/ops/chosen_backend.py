@@ -14,19 +14,30 @@ _EVERY_DTYPE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _CPU_DTYPES = (torch.float32, torch.bfloat16)
 #: What Triton's interpreter multiplies rightly.
 _INTERPRETED_DTYPES = (torch.float32, torch.float16)
+#: What the CUDA kernels take.
+_SIMULATED_DTYPES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One backend: its name, its instruction set (None: the machine's best) and its device."""
+    """One backend: its name, its instruction set (None: the machine's best) and its device.
+
+    ``kernels``: the way of running inference that is in force, ``fused`` or ``two``; None: its own.
+    """
 
     name: str
     isa: str | None
     device: str
     dtypes: tuple[torch.dtype, ...]
+    kernels: str | None = None
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether its CUDA kernels run on the CPU (tests/simt)."""
+        return self.name == "cuda" and self.device == "cpu"
 
     def __str__(self) -> str:
-        return self.name if self.isa is None else f"{self.name}-{self.isa}"
+        return "-".join(part for part in (self.name, self.isa, self.kernels) if part is not None)
 
 
 def available_backends(every_isa: bool) -> list[Backend]:
@@ -41,3 +52,8 @@ def available_backends(every_isa: bool) -> list[Backend]:
     if "eager" in names:
         found.append(Backend("eager", None, "cpu", _EVERY_DTYPE))
     return found
+
+
+def simulated_backends() -> list[Backend]:
+    """``cuda`` on CPU tensors (tests/simt/backend.py), once for each way of inference."""
+    return [Backend("cuda", None, "cpu", _SIMULATED_DTYPES, way) for way in ("fused", "two")]

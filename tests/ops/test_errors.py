@@ -295,7 +295,7 @@ def test_fall_back_warns_once_per_reason(
 
 def test_backends_are_listed_in_the_order_they_are_asked() -> None:
     rows = r21d_ops.backends()
-    assert [row.name for row in rows] == ["cpu", "triton", "eager"]
+    assert [row.name for row in rows] == ["cpu", "cuda", "triton", "eager"]
     assert all(row.available == (row.reason == "") for row in rows)
     assert rows[-1].available
 
@@ -326,13 +326,14 @@ def test_chosen_instruction_set_is_reported(monkeypatch: pytest.MonkeyPatch) -> 
         ({9: [1, 1]}, "stride must hold three values"),
         ({9: [0, 1, 1]}, "stride must be at least 1"),
         ({10: [0, -1, 0]}, "padding must be at least 0"),
+        ({11: "two"}, "the CPU has one way, kernels='' or 'fused', not 'two'"),
     ],
 )
 def test_raw_operator_checks_its_arguments(change: dict[int, Any], message: str) -> None:
     """Called directly, wrong arguments raise too; nothing is read out of bounds."""
     o = make_operands(case_named("primes"), torch.default_generator).channels_last()
     arguments: list[Any] = [*o.tensors(), torch.ones(13), torch.zeros(13), None, None, None, False]
-    arguments += [[1, 1, 1], [1, 1, 1]]
+    arguments += [[1, 1, 1], [1, 1, 1], ""]
     assert torch.ops.r21d.conv2plus1d(*arguments).shape == (2, 7, 3, 7, 11)
     for index, value in change.items():
         arguments[index] = value

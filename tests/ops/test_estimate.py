@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from r21d.models.layers import LAYERS
-from r21d_ops import dispatch
-from r21d_ops.dispatch import estimate, measurements
+from r21d_ops import dispatch, native
+from r21d_ops.dispatch import cuda_plan, estimate, measurements
 from r21d_ops.dispatch.cost import problem_cost
 from r21d_ops.dispatch.estimate import ASSUMPTIONS, GPUS, estimates
 from r21d_ops.problem import Problem
 
+_NATIVE = pytest.mark.skipif(native.load_error is not None, reason=str(native.load_error))
 H200 = "NVIDIA H200"
 BOTH = (dispatch.Candidate("triton", ("fused", "two")), dispatch.Candidate("eager"))
 
@@ -78,7 +79,9 @@ def test_an_estimate_keeps_to_the_floor(name: str, training: bool) -> None:
     )
     found = estimates(problem, training, gpu, "bfloat16")
     assert all(seconds > floor for seconds in found.values())
-    assert len(found) == (2 if training else 3)
+    ours = {("triton", ""): 1} if training else {("triton", "fused"): 1, ("triton", "two"): 1}
+    cuda = {} if training or native.load_error else {("cuda", "fused"): 1, ("cuda", "two"): 1}
+    assert found.keys() == {("eager", ""), *ours, *cuda}
 
 
 def test_what_is_estimated_on_an_h200() -> None:
@@ -119,11 +122,59 @@ def test_the_fused_kernel_is_charged_for_the_tile_it_has() -> None:
 def test_nothing_assumed_is_called_measured() -> None:
     assert "0.80" in ASSUMPTIONS and "0.90" in ASSUMPTIONS
     assert f"Triton {estimate._TRITON}" in ASSUMPTIONS and f"{estimate._CUDNN}" in ASSUMPTIONS
+    assert f"CUDA kernels {estimate._CUDA}" in ASSUMPTIONS
+
+
+@_NATIVE
+def test_the_cuda_kernels_are_estimated_by_their_planner() -> None:
+    gpu = GPUS[H200]
+    plan = cuda_plan.cuda_plan(_problem(), gpu.planned)
+    assert plan is not None and plan["product_share"] == estimate._CUDA
+    found = estimates(_problem(), False, gpu, "bfloat16")
+    assert found["cuda", "fused"] == plan["fused_seconds"]
+    assert found["cuda", "two"] == plan["two_seconds"]
+    # What they do not serve.
+    for training, kind in ((True, "bfloat16"), (False, "float32"), (False, "tf32")):
+        assert not any(way[0] == "cuda" for way in estimates(_problem(), training, gpu, kind))
+
+
+@_NATIVE
+def test_the_cuda_kernels_are_chosen_by_estimate() -> None:
+    cuda = dispatch.Candidate("cuda", ("fused", "two"))
+    route = dispatch.route(_problem(), False, H200, (cuda,))
+    assert route[:3] == ("cuda", "fused", "estimated")
+    slower = dispatch.route(_problem(batch=1), False, H200, (cuda,))
+    assert slower.kernels == dispatch.inference_kernels("cuda", _problem(batch=1), H200) == "two"
+    # Beside others, the least estimate.
+    listed = dispatch.route(_problem(), False, H200, (cuda, *BOTH))
+    found = estimates(_problem(), False, GPUS[H200], "bfloat16")
+    assert listed.seconds == found[listed[:2]] == pytest.approx(min(found.values()), rel=0.01)
+
+
+@_NATIVE
+def test_what_the_planner_refuses_is_no_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four output frames see one frame: one CUDA kernel sums three, Triton's four."""
+    long = _problem()._replace(kernel=(4, 3, 3))
+    assert dispatch.inference_kernels("cuda", long, H200) == "two"
+    found = estimates(long, False, GPUS[H200], "bfloat16")
+    assert ("cuda", "fused") not in found and ("triton", "fused") in found
+    monkeypatch.setenv("R21D_INFERENCE", "fused")
+    candidates = (dispatch.Candidate("cuda", ("fused", "two")),)
+    route = dispatch.route(long, False, H200, candidates)
+    assert route.kernels == "two"
+    assert "not fused: 4 output frames see one frame; at most 3 are served" in route.detail
+    assert dispatch.inference_kernels("cuda", long, "A GPU of next year") == "two"
+
+
+def test_where_nothing_is_known_the_library_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dispatch.inference_kernels("cuda", _problem(), "A GPU of next year") == ""
+    monkeypatch.setenv("R21D_INFERENCE", "two")
+    assert dispatch.inference_kernels("cuda", _problem(), "A GPU of next year") == "two"
 
 
 def _ways_on_h200(problem: Problem) -> dict[str, float]:
     found = estimates(problem, False, GPUS[H200], "bfloat16")
-    return {kernels: seconds for (_, kernels), seconds in found.items()}
+    return {kernels: s for (backend, kernels), s in found.items() if backend == "triton"}
 
 
 def test_the_model_has_no_rate_for_float64() -> None:

@@ -33,9 +33,6 @@ def _kept_bytes(module: nn.Module, x: Tensor, stock: bool = False) -> int:
     return sum(storages.values())
 
 
-pytestmark = pytest.mark.interpreted
-
-
 @pytest.fixture
 def x() -> Tensor:
     """(2, 5, 4, 10, 9), NDHWC: 14,400 bytes, beside which per-channel vectors are small."""
@@ -49,6 +46,7 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
     return x.numel() * _FLOAT, pixels * 13 * _FLOAT, 12 * 13 * _FLOAT
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("training", [True, False])
 def test_x_and_u_are_kept(training: bool, backend: Backend, x: Tensor) -> None:
     of_x, of_u, of_vectors = _sizes(x)
@@ -59,6 +57,7 @@ def test_x_and_u_are_kept(training: bool, backend: Backend, x: Tensor) -> None:
     assert of_x + of_u <= kept <= of_x + of_u + of_vectors
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("training", [True, False])
 def test_recompute_keeps_x_alone(training: bool, backend: Backend, x: Tensor) -> None:
     of_x, _, of_vectors = _sizes(x)
@@ -73,6 +72,7 @@ def test_stock_layers_keep_v_as_well(x: Tensor) -> None:
     assert _kept_bytes(conv(), x, stock=True) >= of_x + 2 * of_u
 
 
+@pytest.mark.interpreted
 def test_nothing_is_kept_without_gradients(backend: Backend, x: Tensor) -> None:
     module = conv()
     with torch.no_grad():

@@ -98,6 +98,7 @@ def test_batch_statistics(case: Case, backend: Backend, dtype: torch.dtype, seed
     _check(case, dtype, backend, seed, training=True)
 
 
+@pytest.mark.interpreted(dtype=[torch.float32])
 @pytest.mark.parametrize("case", FEW_CASES, ids=str)
 def test_frozen_statistics(case: Case, backend: Backend, dtype: torch.dtype, seed: int) -> None:
     if dtype not in _LOW:
@@ -161,6 +162,7 @@ def test_strided_frozen_statistics(backend: Backend, generator: torch.Generator)
     assert torch.equal(grads[1].cpu(), plain["gradient of bn_weight"])
 
 
+@pytest.mark.interpreted(layout=["expanded"])
 @pytest.mark.parametrize("layout", ["NDHWC", "NCDHW", "expanded"])
 def test_any_strided_gradient(layout: str, backend: Backend, generator: torch.Generator) -> None:
     case = case_named("paper-downsample", n=2)
@@ -200,6 +202,7 @@ def test_empty_batch(
         assert torch.equal(results["running_var"], operands.running_var)
 
 
+@pytest.mark.interpreted(momentum=[0.3])
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 1.0])
 def test_momentum(momentum: float, backend: Backend, seed: int) -> None:
     case = case_named("primes")

@@ -8,14 +8,12 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from r21d.cli.arguments import Subcommands
+from r21d.cli import doctor_plan
+from r21d.cli.arguments import Subcommands, positive, sizes
 from r21d.cli.errors import UserError, one_line
 from r21d.cli.tables import print_table
-
-if TYPE_CHECKING:
-    from r21d_ops.problem import Problem
 
 # Distribution -> extra that brings it.
 _EXTRAS = {
@@ -42,6 +40,10 @@ _CPU_FEATURES = (
 
 # What the table of backends is about: the problems of the benchmarks on a GPU.
 _BATCH, _FRAMES = 32, 16
+_CLIP = (3, _FRAMES, 112, 112)
+
+# What --plan is about where there is no GPU and none is named.
+_PLANNED_GPU = "NVIDIA H200"
 
 
 def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
@@ -52,8 +54,10 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
         help="what is installed here and which backend can run",
         description="Report versions, CPU and GPU, whether the native library loaded, and for "
         "each backend whether it can run here and, if not, why. With a CUDA GPU, also which "
-        "backend serves each layer of R(2+1)D-18 on it.",
-        epilog='examples: r21d doctor --json > report.json; r21d doctor --gpu "NVIDIA H200"',
+        "backend serves each layer of R(2+1)D-18 on it. With --plan, how each (2+1)D convolution "
+        "of a network would run there.",
+        epilog='examples: r21d doctor --json > report.json; r21d doctor --gpu "NVIDIA H200"; '
+        "r21d doctor --plan r2plus1d_18 --clip 3x16x112x112 --batch 32 --gpu h200",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
@@ -63,6 +67,19 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
         'a name as nvidia-smi gives it, such as "NVIDIA H200", or a part of one that is known',
     )
     parser.add_argument(
+        "--plan",
+        metavar="NETWORK",
+        help="print the CUDA kernels' plan for each (2+1)D convolution of this network, as "
+        "estimated: tile, shared memory, grid, time; on this machine's GPU, or --gpu's, or an H200",
+    )
+    parser.add_argument(
+        "--clip",
+        type=sizes(4, "3x16x112x112"),
+        metavar="CxTxHxW",
+        help=f"size of the clips of --plan (default: {'x'.join(map(str, _CLIP))})",
+    )
+    parser.add_argument("--batch", type=positive, help=f"clips of --plan (default: {_BATCH})")
+    parser.add_argument(
         "--clear-cache",
         action="store_true",
         help="remove what the autotuner of the Triton kernels has kept, instead of reporting",
@@ -71,9 +88,13 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report, or clear the autotuner's cache."""
+    """Print the report or a network's plan, or clear the autotuner's cache."""
+    if args.plan is None and (args.clip or args.batch):
+        raise UserError("--clip and --batch are for --plan: name a network")
     if args.clear_cache:
         return _clear_cache(args.json)
+    if args.plan is not None:
+        return _plan(args)
     report = examine(args.gpu)
     if args.json:
         print(json.dumps(report, indent=2))
@@ -135,7 +156,9 @@ def _dispatch(gpu: str | None) -> dict[str, Any] | None:
     elsewhere = name != gpu_name()
     rows = [
         {"layer": layer.name, "training": training}
-        | _route(layer.problem(_BATCH, _FRAMES, torch.bfloat16), training, name, elsewhere)
+        | doctor_plan.route(
+            layer.problem(_BATCH, _FRAMES, torch.bfloat16), training, name, elsewhere
+        )._asdict()
         for layer in LAYERS.values()
         for training in (False, True)
     ]
@@ -146,6 +169,17 @@ def _dispatch(gpu: str | None) -> dict[str, Any] | None:
         "assumptions": ASSUMPTIONS,
         "layers": rows,
     }
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from r21d_ops.dispatch import gpu_name
+
+    gpu = _known_gpu(args.gpu) if args.gpu is not None else gpu_name() or _PLANNED_GPU
+    report = doctor_plan.examine(
+        args.plan, args.clip or _CLIP, args.batch or _BATCH, gpu, elsewhere=gpu != gpu_name()
+    )
+    doctor_plan.show(report, args.json)
+    return 0
 
 
 def _known_gpu(asked: str) -> str:
@@ -161,18 +195,6 @@ def _known_gpu(asked: str) -> str:
     wrong = "is part of several names" if asked and found else "is no GPU that is known"
     listed = ", ".join(found if asked and found else known)
     raise UserError(f"--gpu {asked!r} {wrong}; give one of: {listed}")
-
-
-def _route(problem: Problem, training: bool, gpu: str, elsewhere: bool) -> dict[str, Any]:
-    """How ``problem`` is served; a route without a backend where the environment forbids it."""
-    from r21d_ops.backends import BackendError, route_on_gpu
-    from r21d_ops.dispatch import Route
-
-    try:
-        found = route_on_gpu(problem, training, gpu, elsewhere)
-    except (BackendError, ValueError) as error:
-        found = Route("", "", "none", None, one_line(error))
-    return found._asdict()
 
 
 def _environment() -> list[dict[str, str]]:

@@ -383,6 +383,7 @@ def test_train_eval_predict(
 ) -> None:
     out = tmp_path / "run"
     options = "--clip-len 4 --resize 40x50 --crop 32x32 --batch-size 4 --val-clips 2 --lr 0.001"
+    options += " --model mc2_18"  # a third of the default's weights, which the README's test trains
     arguments = ["train", str(actions), "--out", str(out), *options.split()]
     assert main([*arguments, "--epochs", "1", "--val-fraction", "0.34"]) == 0
     assert (out / "curves.png").read_bytes()[:4] == PNG

@@ -1,4 +1,4 @@
-"""The demo: that all of it runs, and that its judgement can fail. About thirty seconds."""
+"""The demo: that all of it runs, and that its judgement can fail. About 20 seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from r21d.cli.demo_product import (
     CLIP,
     Row,
     _peak_in_own_process,
-    compare,
     differences,
     prepare,
     show,
@@ -40,7 +39,14 @@ def test_quick_demo_leaves_everything_behind(
         assert part in text
     results = json.loads((out / "results.json").read_text())
     assert results["failures"] == []
-    assert len(results["product"]["rows"]) == 6
+    rows = results["product"]["rows"]
+    variants = ["stock", "stock, channels_last_3d", "fuse(stock)"]
+    assert [row["variant"] for row in rows] == 2 * variants
+    for row in rows:
+        assert 0 < row["error"] < 0.1
+        assert min(row["seconds"]) > 0
+    # Against float64: bfloat16, which comes second, is much less accurate than float32.
+    assert rows[3]["error"] > 100 * rows[0]["error"]
     assert set(results["training"]) == {"R(2+1)D", "f-R2D"}
     for picture in ("prediction.png", "curves.png"):
         assert (out / picture).read_bytes()[:4] == b"\x89PNG"
@@ -60,15 +66,6 @@ def _row(variant: str, error: float) -> Row:
 def test_other_logits_are_found(stock: float, fused: float, found: int) -> None:
     rows = [_row("stock", stock), _row("fuse(stock)", fused)]
     assert len(differences(rows)) == found
-
-
-def test_comparison_measures_against_float64() -> None:
-    rows, _ = compare(seed=3, quick=True)
-    assert [row.variant for row in rows[:3]] == ["stock", "stock, channels_last_3d", "fuse(stock)"]
-    for row in rows:
-        assert 0 < row.error < 0.1
-        assert min(row.seconds) > 0
-    assert rows[3].error > 100 * rows[0].error
 
 
 def test_stock_network_is_the_published_one() -> None:

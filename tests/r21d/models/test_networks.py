@@ -62,8 +62,8 @@ def test_shape_at_the_last_convolution(name: str, clip_len: int) -> None:
     assert model_info(model, (3, clip_len, 112, 112)).last_conv == (frames, 7, 7)
     model = build(name, clip_len, num_classes=CLASSES, **NARROW).eval()
     with torch.no_grad():
-        clips = torch.randn(2, 3, clip_len, 48, 33)
-        assert model.features(clips, pool=False).shape == (2, 10, frames, 3, 3)
+        clips = torch.randn(2, 3, clip_len, 33, 17)
+        assert model.features(clips, pool=False).shape == (2, 10, frames, 3, 2)
         assert model(clips).shape == (2, CLASSES)
 
 

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -85,11 +84,10 @@ def test_a_url(tmp_path: Path) -> None:
         load_model(path.as_uri())
 
 
-@pytest.mark.parametrize("name", ["mine", "r2plus1d_34/mine"])
-def test_a_registered_name(tmp_path: Path, name: str) -> None:
+def test_a_registered_name(tmp_path: Path) -> None:
     model = small(eps=1e-3, num_classes=400, widths=(64, 128, 256, 512), stem_channels=64)
     register_weights(entry(write(tmp_path / "a.pth", model), "mine", classes="kinetics400"))
-    for again in (load_model(name), create_model("r2plus1d_34", weights=name)):
+    for again in (load_model("r2plus1d_34/mine"), create_model("r2plus1d_34", weights="mine")):
         assert again.input_spec == InputSpec(clip_len=32, frame_rate=30.0)
         assert again.classes is not None and again.classes[129] == "flipping pancake"
         assert again.config["eps"] == 1e-3
@@ -174,29 +172,3 @@ def test_published_files_are_named_for_every_source() -> None:
             create_model(entry.model, clip_len=entry.clip_len)
         assert entry.licence and entry.protocol and entry.source
         assert entry.sha256 or "dropbox" in entry.url
-
-
-@pytest.mark.parametrize("name", ["r2plus1d_18", "r3d_18", "mc3_18"])
-def test_torchvision_in_both_directions(
-    tmp_path: Path, torchvision_resnet: ModuleType, name: str
-) -> None:
-    from r21d.weights.layouts.torchvision import export_torchvision
-
-    torch.manual_seed(3)
-    stock = getattr(torchvision_resnet, name)(num_classes=400).eval()
-    for module in stock.modules():
-        if isinstance(module, nn.BatchNorm3d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    ours = create_model(name, weights=write(tmp_path / "stock.pth", stock)).eval()
-    assert ours.input_spec == InputSpec() and len(ours.classes or ()) == 400
-    x = torch.randn(1, 3, 4, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(x), stock(x), rtol=1e-4, atol=1e-5)
-    torch.save(export_torchvision(ours), tmp_path / "back.pth")
-    again = getattr(torchvision_resnet, name)(num_classes=400)
-    again.load_state_dict(torch.load(tmp_path / "back.pth", weights_only=True))
-    load_weights(stock_two := getattr(torchvision_resnet, name)(), tmp_path / "back.pth")
-    for key, tensor in stock.state_dict().items():
-        assert torch.equal(again.state_dict()[key], tensor)
-        assert torch.equal(stock_two.state_dict()[key], tensor)

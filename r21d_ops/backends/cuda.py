@@ -1,0 +1,144 @@
+"""The CUDA kernels (``csrc/cuda``): inference in bfloat16 and float16 on NVIDIA GPUs from compute
+capability 8.0.
+
+One kernel (``fused``) or two (``two``), as :mod:`r21d_ops.dispatch` or else the library's own
+planner says. Training is served by other backends.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from r21d_ops import dispatch, native
+from r21d_ops.problem import Problem, Triple, problem_of
+from r21d_ops.shapes import ndhwc
+
+NAME = "cuda"
+DEVICES: tuple[str, ...] | None = ("cuda",)
+
+#: It has no operators for training.
+TRAINS = False
+
+#: Ways of running inference, the preferred first.
+KERNELS: tuple[str, ...] = ("fused", "two")
+
+_DTYPES = (torch.bfloat16, torch.float16)
+_LEAST_CAPABILITY = (8, 0)
+
+# As in csrc/cuda/limits.h, which refuses what these let pass and the kernels cannot index.
+_MOST_INDEX = 2**31 - 1
+_MOST_SIZE = 2**28
+_MOST_CHANNELS = 65535 * 48
+_MOST_DEPTH = 2**31 - 2**8
+_TILE_PIXELS = 128
+
+
+# A tracer would look through the cache and into the library.
+@torch.compiler.assume_constant_result
+def unavailable() -> str | None:
+    """Needs the native library with its CUDA sources, a torch with CUDA, and a GPU that the library
+    holds code for."""
+    return _unavailable()
+
+
+@functools.cache
+def _unavailable() -> str | None:
+    if native.load_error is not None:
+        return native.load_error
+    built = native.cuda_info()
+    if built is None:
+        return (
+            "the native library is built without CUDA; where nvcc is on PATH, "
+            "`R21D_CUDA=1 pip install --no-build-isolation .` builds it with"
+        )
+    if torch.version.cuda is None:
+        return f"this torch, {torch.__version__}, is built without CUDA"
+    if built["driver"] is None:
+        return "no NVIDIA driver is found"
+    if not built["devices"] or not torch.cuda.is_available():
+        return "no CUDA device is available"
+    return _why_not_on(built["devices"][torch.cuda.current_device()])
+
+
+def _why_not_on(gpu: dict[str, str | bool]) -> str | None:
+    """Why the kernels cannot run on ``gpu``, a device of :func:`r21d_ops.native.cuda_info`."""
+    name, capability = gpu["name"], str(gpu["capability"])
+    if tuple(map(int, capability.split("."))) < _LEAST_CAPABILITY:
+        return f"the {name} has compute capability {capability}; it needs 8.0"
+    if not gpu["runs"]:
+        return (
+            f"this build of the native library holds no code that the {name} (compute capability "
+            f"{capability}) with this driver can run"
+        )
+    return None
+
+
+def can_run(problem: Problem) -> str | None:
+    """Serves two dtypes, and what 32-bit indices reach."""
+    if problem.device != "cuda":
+        return f"it serves CUDA tensors, not {problem.device}"
+    if problem.dtype not in _DTYPES:
+        return f"it serves bfloat16 and float16, not {problem.dtype}"
+    return _too_large(problem)
+
+
+def _too_large(problem: Problem) -> str | None:
+    """Why 32-bit indices do not reach all of ``problem``, or None."""
+    n, c, m, o = problem[2:6]
+    (t, h, w), (_, ho, wo), (to, _, _) = problem.size, problem.mid_size, problem.out_size
+    (kt, kh, kw), (pt, ph, pw) = problem.kernel, problem.padding
+    for size in (n, c, t, h, w, *problem.kernel, *problem.stride, *problem.padding):
+        if size > _MOST_SIZE:
+            return f"a size, stride or padding is {size}; at most {_MOST_SIZE} is served"
+    mid = -(-m // 16) * 16
+    # The last image's taps reach into its padding, and the last tile may lie behind it.
+    behind_x = 1 + -(-_TILE_PIXELS // (ho * wo))
+    behind_mid = 1 + -(-_TILE_PIXELS // (to * ho * wo))
+    for what, count, most, unit in (
+        ("u", m, _MOST_CHANNELS, "channels"),
+        ("y", o, _MOST_CHANNELS, "channels"),
+        ("x", n * t * h * w, _MOST_INDEX - _TILE_PIXELS, "pixels"),
+        ("u", n * t * ho * wo, _MOST_INDEX - _TILE_PIXELS, "pixels"),
+        ("y", n * to * ho * wo, _MOST_INDEX - _TILE_PIXELS, "pixels"),
+        ("x", ((n * t + behind_x) * h + ph + 1) * w + pw, _MOST_INDEX, "pixels with its padding"),
+        ("u", ((n + behind_mid) * t + pt + 1) * ho * wo, _MOST_INDEX, "pixels with its padding"),
+        ("spatial_weight", kh * kw * -(-c // 16) * 16, _MOST_DEPTH, "values for an output channel"),
+        ("temporal_weight", kt * mid, _MOST_DEPTH, "values for an output channel"),
+    ):
+        if count > most:
+            return f"{what} has {count} {unit}; at most {most} are served"
+    return None
+
+
+def inference(
+    x: Tensor,
+    spatial_weight: Tensor,
+    temporal_weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    out_scale: Tensor | None,
+    out_shift: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    stride: Triple,
+    padding: Triple,
+) -> Tensor:
+    problem = problem_of(x, spatial_weight, temporal_weight, stride, padding)
+    y: Tensor = torch.ops.r21d.conv2plus1d(
+        ndhwc(x),
+        spatial_weight,
+        temporal_weight,
+        scale,
+        shift,
+        out_scale,
+        out_shift,
+        None if residual is None else ndhwc(residual),
+        relu,
+        stride,
+        padding,
+        dispatch.inference_kernels(NAME, problem),
+    )
+    return y

@@ -1,0 +1,191 @@
+"""The ``cuda`` backend where there is no GPU: why it cannot run, what it refuses (about 3 s)."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import Any
+
+import pytest
+import torch
+from ops.problems import case_named, make_operands
+from torch import Tensor, nn
+
+import r21d_ops
+from r21d.models.layers import LAYERS
+from r21d_ops import dispatch, native
+from r21d_ops.backends import BackendError, choose, cpu, cuda, route_on_gpu
+from r21d_ops.problem import Problem
+
+_NATIVE = pytest.mark.skipif(native.load_error is not None, reason=str(native.load_error))
+_GPU = {"name": "NVIDIA H200", "capability": "9.0", "memory": 1, "runs": True}
+
+
+def _problem(**changed: Any) -> Problem:
+    return LAYERS["conv2_x"].problem(2, 16, torch.bfloat16)._replace(**changed)
+
+
+def _machine(monkeypatch: pytest.MonkeyPatch, info: dict[str, Any] | None) -> None:
+    """A machine whose native library reports ``info``, beside a torch with CUDA."""
+    monkeypatch.setattr(native, "load_error", None)
+    monkeypatch.setattr(native, "cuda_info", lambda: info)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(cuda, "_unavailable", cuda._unavailable.__wrapped__)
+    # By its name: the package has a function of the same one.
+    monkeypatch.setattr(sys.modules["r21d_ops.backends"], "_warned", set())
+    monkeypatch.setattr(dispatch, "gpu_name", lambda: "NVIDIA H200")
+    for variable in ("R21D_BACKEND", "R21D_INFERENCE"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("info", "reason"),
+    [
+        (None, "the native library is built without CUDA; where nvcc is on PATH, `R21D_CUDA=1 "),
+        ({"driver": None, "devices": []}, "no NVIDIA driver is found"),
+        ({"driver": "13.0", "devices": []}, "no CUDA device is available"),
+        (
+            {"driver": "13.0", "devices": [_GPU | {"name": "Tesla T4", "capability": "7.5"}]},
+            "the Tesla T4 has compute capability 7.5; it needs 8.0",
+        ),
+        (
+            {"driver": "12.1", "devices": [_GPU | {"runs": False}]},
+            "this build of the native library holds no code that the NVIDIA H200 (compute "
+            "capability 9.0) with this driver can run",
+        ),
+    ],
+    ids=["without CUDA", "no driver", "no device", "old", "no code"],
+)
+def test_it_says_why_it_cannot_run(
+    info: dict[str, Any] | None,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _machine(monkeypatch, info)
+    (row,) = (row for row in r21d_ops.backends() if row.name == "cuda")
+    assert not row.available and row.reason.startswith(reason)
+    with pytest.raises(BackendError, match="backend 'cuda' was asked for and cannot run: "):
+        choose(_problem(), "cuda")
+    # Another one serves, and the reason is told once.
+    with caplog.at_level(logging.WARNING, logger="r21d_ops"):
+        assert {choose(_problem()) for _ in range(2)} <= {"triton", "eager"}
+    told = [r.getMessage() for r in caplog.records if "'cuda'" in r.getMessage()]
+    assert told == [f"backend 'cuda' does not serve this call: {row.reason}"]
+
+
+def test_it_needs_a_torch_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    _machine(monkeypatch, {"driver": "13.0", "devices": [_GPU]})
+    assert cuda.unavailable() is None
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert cuda.unavailable() == f"this torch, {torch.__version__}, is built without CUDA"
+
+
+def test_it_needs_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    _machine(monkeypatch, None)
+    monkeypatch.setattr(native, "load_error", "it is not built")
+    assert cuda.unavailable() == "it is not built"
+
+
+@_NATIVE
+def test_the_library_tells_about_cuda() -> None:
+    info = native.cuda_info()
+    assert info == native.build_info()["cuda"]
+    assert info is None or info.keys() == {"toolkit", "driver", "devices"}
+
+
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        (_problem(device="cpu"), "it serves CUDA tensors, not cpu"),
+        (_problem(dtype=torch.float32), "it serves bfloat16 and float16, not torch.float32"),
+        (_problem(dtype=torch.float64), "it serves bfloat16 and float16, not torch.float64"),
+        (
+            _problem(batch=50000),
+            "x has 2508800000 pixels; at most 2147483519 are served",
+        ),
+    ],
+    ids=["device", "float32", "float64", "size"],
+)
+def test_what_it_does_not_serve(
+    problem: Problem, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _machine(monkeypatch, {"driver": "13.0", "devices": [_GPU]})
+    assert cuda.can_run(problem) == reason
+    with pytest.raises(BackendError, match=re.escape(f"asked for and cannot run: {reason}")):
+        choose(problem, "cuda")
+    assert choose(problem) != "cuda"
+    for dtype in (torch.bfloat16, torch.float16):
+        assert cuda.can_run(_problem(dtype=dtype)) is None
+
+
+def test_training_is_served_by_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _machine(monkeypatch, {"driver": "13.0", "devices": [_GPU]})
+    assert choose(_problem(), "cuda") == "cuda"
+    with caplog.at_level(logging.WARNING, logger="r21d_ops"):
+        assert choose(_problem(), training=True) != "cuda"
+    # It was never meant for that, so nothing falls back.
+    assert not any("'cuda'" in record.getMessage() for record in caplog.records)
+    with pytest.raises(BackendError, match="cannot run: it serves inference alone"):
+        choose(_problem(), "cuda", training=True)
+    monkeypatch.setenv("R21D_BACKEND", "cuda")
+    with pytest.raises(BackendError, match="cannot run: it serves inference alone"):
+        route_on_gpu(_problem(), True, "NVIDIA H200", elsewhere=True)
+    assert route_on_gpu(_problem(), False, "NVIDIA H200", elsewhere=True).backend == "cuda"
+
+
+@_NATIVE
+@pytest.mark.parametrize("forced", ["", "fused", "two"])
+def test_the_operator_is_told_which_kernels(forced: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's implementation of the same operator has one way."""
+    operands = make_operands(case_named("mixed"), torch.default_generator, torch.bfloat16)
+    x, spatial, temporal = operands.tensors()
+    ones, zeros = torch.ones(spatial.shape[0]), torch.zeros(spatial.shape[0])
+    keywords = operands.keywords()
+    arguments = (x, spatial, temporal, ones, zeros, None, None, None, True)
+    geometry = (keywords["stride"], keywords["padding"])
+    monkeypatch.setenv("R21D_INFERENCE", forced)
+    if forced == "two":
+        with pytest.raises(RuntimeError, match="the CPU has one way"):
+            cuda.inference(*arguments, *geometry)
+    else:
+        found = cuda.inference(*arguments, *geometry)
+        assert torch.equal(found, cpu.inference(*arguments, *geometry))
+
+
+class _Chosen(nn.Module):
+    """Adds the lengths of the chosen names for a problem of x's size that lies on a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        problem = _problem()._replace(batch=x.shape[0], size=(16, x.shape[1], 56))
+        kernels = dispatch.inference_kernels("cuda", problem)
+        return x * 0 + len(choose(problem, "cuda")) + 100 * len(kernels)
+
+
+@_NATIVE
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_sizes_that_are_not_known_bind_no_graph(
+    dynamic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "_unavailable", lambda: None)
+    monkeypatch.setattr(dispatch, "gpu_name", lambda: "NVIDIA H200")
+    monkeypatch.delenv("R21D_INFERENCE", raising=False)
+    torch._dynamo.reset()
+    graphs = []
+
+    def record(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(_Chosen(), fullgraph=True, dynamic=dynamic, backend=record)
+    # Of sizes that may yet be others the library decides, at the call.
+    kernels = "" if dynamic else dispatch.inference_kernels("cuda", _problem(batch=3))
+    for batch in (3, 5, 7) if dynamic else (3,):
+        assert (compiled(torch.randn(batch, 56)) == len("cuda") + 100 * len(kernels)).all()
+    assert len(graphs) == 1
+    torch._dynamo.reset()

@@ -1,0 +1,150 @@
+"""Every synchronisation site of the CUDA kernels, perturbed: does a test notice? (about 60 s)
+
+A perturbed kernel runs the problems below until one faults or differs. The outcomes are written to
+``build/simt/mutations-<group>.json``.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ops.problems import Case, Operands, make_operands, with_epilogue
+from simt.library import simulator
+from simt.simulated import Setting, simulate
+from torch import Tensor
+
+_ROOT = Path(__file__).parents[2]
+_ARTEFACTS = _ROOT / "build" / "simt"
+_SOURCES = _ROOT / "csrc" / "cuda"
+
+_WIDE = Case("wide", n=2, c=24, m=50, o=72, size=(5, 9, 9))
+_STRIDED = Case("strided", n=1, c=16, m=147, o=7, size=(6, 17, 15), kernel=(3, 3, 2),
+                stride=(2, 2, 2), padding=(1, 2, 1))  # fmt: skip
+_NARROW = Case("narrow", n=2, c=3, m=17, o=16, size=(4, 13, 15), kernel=(3, 5, 5),
+               stride=(1, 2, 2), padding=(1, 3, 2))  # fmt: skip
+_FIVE = Case("five-channels", n=1, c=5, m=21, o=9, size=(3, 7, 9), kernel=(2, 3, 3),
+             stride=(1, 1, 1), padding=(1, 1, 1))  # fmt: skip
+_DEEP = Case("deep", n=1, c=40, m=48, o=24, size=(4, 6, 7), kernel=(3, 3, 3))
+
+
+def _fused(warps: int, mids: int, bands: int, chunk: int) -> Setting:
+    force = {"pixel_warps": warps, "columns": mids, "bands": bands, "chunk": chunk}
+    return Setting("fused", {"fused": force})
+
+
+def _two(spatial: tuple[int, int], temporal: tuple[int, int]) -> Setting:
+    tiles = {"spatial": spatial, "temporal": temporal}
+    return Setting("two", {k: {"pixel_warps": w, "columns": c} for k, (w, c) in tiles.items()})
+
+
+_PROBLEMS: dict[str, list[tuple[Case, Setting]]] = {
+    "fused": [
+        (_FIVE, _fused(2, 48, 1, 4)),
+        (_WIDE, _fused(2, 48, 2, 2)),
+        (_NARROW, _fused(2, 48, 1, 2)),
+        (_STRIDED, _fused(2, 48, 1, 3)),
+        (_WIDE, _fused(2, 48, 1, 5)),
+        (_STRIDED, _fused(2, 144, 2, 2)),
+        (_DEEP, _fused(4, 48, 2, 4)),
+    ],
+    "two": [
+        (_FIVE, _two((2, 64), (2, 64))),
+        (_NARROW, _two((2, 64), (4, 48))),
+        (_WIDE, _two((4, 48), (4, 144))),
+        (_STRIDED, _two((4, 96), (2, 64))),
+        (_DEEP, _two((4, 64), (4, 128))),
+    ],
+}
+
+
+def _special(operands: Operands, generator: torch.Generator) -> Operands:
+    """The same with infinities in x that ReLU takes away, so that infinity times zero shows.
+
+    Each makes u minus infinity in all channels that there are. Those beyond them have zero weights.
+    """
+    places = torch.randperm(operands.x.numel(), generator=generator)[:3]
+    operands.x.view(-1)[places] = torch.inf
+    assert operands.bn_weight is not None
+    operands.bn_weight.abs_()
+    operands.spatial_weight.abs_().neg_()
+    return operands
+
+
+@functools.cache
+def _operands(case: Case, special: bool) -> Operands:
+    generator = torch.Generator().manual_seed(len(case.name) + special)
+    operands = make_operands(case, generator, torch.bfloat16)
+    operands = with_epilogue(operands, generator, True, True, True, case.name != "deep")
+    return _special(operands, generator) if special else operands
+
+
+class Runs:
+    """Problems, with what unperturbed kernels make of them."""
+
+    def __init__(self, kernels: tuple[str, ...], files: tuple[str, ...]) -> None:
+        chosen = [problem for name in kernels for problem in _PROBLEMS[name]]
+        self._problems = [(c, s, special) for c, s in chosen for special in (False, True)]
+        self._expected = [self._bits(c, s, special) for c, s, special in self._problems]
+        self.sites: dict[str, list[str]] = {
+            row["id"]: row["perturbations"]
+            for row in simulator().sites()
+            if row["perturbations"] and row["id"].split(":")[0] in files
+        }
+
+    @staticmethod
+    def _bits(case: Case, setting: Setting, special: bool, **options: Any) -> Tensor:
+        y, _ = simulate(_operands(case, special), setting, **options)
+        return y.view(torch.int16)
+
+    def outcome(self, site: str, perturbation: str) -> str:
+        """What happens to the first problem that notices, or ``survived``."""
+        for (case, setting, special), expected in zip(self._problems, self._expected, strict=True):
+            for mode in ("late", "early"):
+                what = f"{case.name}{', with infinities' if special else ''}, {mode}"
+                mutate = (site, perturbation)
+                try:
+                    bits = self._bits(case, setting, special, mode=mode, mutate=mutate)
+                except simulator().Fault as fault:
+                    return f"{fault.kind} ({what})"
+                different = int((bits != expected).sum())
+                if different:
+                    return f"{different} values differ ({what})"
+        return "survived"
+
+
+#: By the kernels' files: which problems reach their sites.
+_GROUPS = {
+    "fused": (("fused",), ("cuda/fused.cuh", "cuda/band.cuh")),
+    "others": (("two", "fused"), ("cuda/conv.cuh", "cuda/pack.cuh", "cuda/tile.cuh")),
+}
+
+
+@pytest.mark.parametrize("group", list(_GROUPS))
+def test_no_perturbation_survives(group: str) -> None:
+    """Every barrier, wait, commit, stage and bound is needed, and its loss is noticed."""
+    runs = Runs(*_GROUPS[group])
+    rows: list[dict[str, Any]] = []
+    for site, perturbations in sorted(runs.sites.items()):
+        for perturbation in perturbations:
+            outcome = runs.outcome(site, perturbation)
+            rows.append({"site": site, "perturbation": perturbation, "outcome": outcome})
+            print(f"{site}: {perturbation}: {outcome}")
+    _ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    path = _ARTEFACTS / f"mutations-{group}.json"
+    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    survivors = [row for row in rows if row["outcome"] == "survived"]
+    assert rows and not survivors, f"{len(survivors)} of {len(rows)} survive: {survivors}"
+
+
+def test_every_kernel_file_has_its_sites() -> None:
+    """Nothing that synchronises or bounds hides in a file that no group names."""
+    named = {file for _, files in _GROUPS.values() for file in files}
+    sources = {
+        f"cuda/{path.name}" for path in _SOURCES.glob("*.cuh") if "R21D_SITE(" in path.read_text()
+    }
+    assert sources - named == {"cuda/ptx.cuh", "cuda/probes.cuh"} & sources

@@ -1,0 +1,119 @@
+"""Races are found where vector clocks define them, no more and no fewer (about 2 s).
+
+Random sequences of accesses and barriers: the first access that races with an earlier one must be
+that of a model which remembers every access.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from simt.library import simulator
+
+Event = tuple[Any, ...]
+
+BYTES = 32
+ACTORS = 40
+#: Of two warps, so that they share their entries or do not.
+IDS = (0, 1, 5, 31, 32, 39)
+
+
+@dataclass
+class Model:
+    """Every access so far, by granule of 2 bytes: (actor, its clock, whether it wrote, atomic)."""
+
+    clocks: dict[int, dict[int, int]] = field(
+        default_factory=lambda: {a: {b: int(a == b) for b in IDS} for a in IDS}
+    )
+    accesses: dict[int, list[tuple[int, int, bool, bool]]] = field(default_factory=dict)
+    in_flight: set[int] = field(default_factory=set)
+
+    def races(self, event: Event) -> bool:
+        """Whether the event races with an earlier one; without, it is remembered."""
+        kind = event[0]
+        if kind == "join":
+            self._join(*event[1:])
+            return False
+        actor, offset, size = event[1:]
+        granules = range(offset // 2, (offset + size) // 2)
+        if kind == "land":
+            self.in_flight -= set(granules)
+        elif any(self._conflicts(kind, actor, granule) for granule in granules):
+            return True
+        if kind == "copy":
+            self.in_flight |= set(granules)
+        access = (actor, self.clocks[actor][actor], kind != "read", kind == "atomic")
+        for granule in granules:
+            self.accesses.setdefault(granule, []).append(access)
+        return False
+
+    def _conflicts(self, kind: str, actor: int, granule: int) -> bool:
+        if granule in self.in_flight:
+            return True
+        return any(
+            (kind != "read" or wrote)
+            and not (kind == "atomic" and atomic)
+            and self.clocks[actor][other] < clock
+            for other, clock, wrote, atomic in self.accesses.get(granule, ())
+        )
+
+    def _join(self, tell: list[int], learn: list[int]) -> None:
+        known = {b: max(self.clocks[a][b] for a in tell) for b in IDS}
+        for a in tell:
+            self.clocks[a][a] += 1
+        for a in learn:
+            self.clocks[a] = {**known, a: self.clocks[a][a]}
+
+
+def _draw_event(rng: random.Random, ids: tuple[int, ...], copies: list[tuple[int, int]]) -> Event:
+    draw = rng.random()
+    if draw < 0.3:
+        tell = rng.sample(ids, rng.randint(2, len(ids)))
+        return "join", tell, [a for a in tell if rng.random() < 0.8]
+    if draw < 0.36 and copies:
+        actor, offset = copies.pop(rng.randrange(len(copies)))
+        return "land", actor, offset, 16
+    actor = rng.choice(ids)
+    if draw < 0.4:
+        offset = rng.randrange(0, BYTES, 16)
+        copies.append((actor, offset))
+        return "copy", actor, offset, 16
+    if draw < 0.46:
+        return "atomic", actor, rng.randrange(0, BYTES, 4), 4
+    size = rng.choice((2, 4, 16))
+    return "read" if draw < 0.8 else "write", actor, rng.randrange(0, BYTES, size), size
+
+
+def _draw_trace(rng: random.Random, length: int) -> tuple[list[Event], int]:
+    """Events, and the index of the first that races, or -1.
+
+    Most of the races that come up are not taken, so that the sequences become long.
+    """
+    ids = tuple(rng.sample(IDS, rng.randint(2, len(IDS))))
+    model = Model()
+    events: list[Event] = []
+    copies: list[tuple[int, int]] = []
+    while len(events) < length:
+        before = list(copies)
+        event = _draw_event(rng, ids, copies)
+        if model.races(event):
+            if rng.random() < 0.05:
+                return [*events, event], len(events)
+            copies = before
+            continue
+        events.append(event)
+    return events, -1
+
+
+@pytest.mark.parametrize("length", [20, 60, 200])
+def test_first_race_is_that_of_the_definition(length: int, seed: int) -> None:
+    rng = random.Random(seed)
+    racing = 0
+    for _ in range(60000 // length // 2):
+        events, wanted = _draw_trace(rng, length)
+        assert simulator().first_race(BYTES, ACTORS, events) == wanted, events
+        racing += wanted >= 0
+    assert racing > 50
