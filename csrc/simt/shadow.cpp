@@ -45,7 +45,9 @@ const Conflict* Shadow::atomic(const Actor& actor, size_t offset) {
 const Conflict* Shadow::begin_copy(
     const Actor& actor, size_t offset, const std::source_location& where) {
   const Conflict* found = write(actor, offset, kCellBytes, where);
-  writes_[offset / kCellBytes] |= kInFlight;
+  if (found == nullptr) {
+    writes_[offset / kCellBytes] |= kInFlight;
+  }
   return found;
 }
 

@@ -52,8 +52,8 @@ const Conflict* follow(Shadow& shadow, std::vector<Actor>& actors, const py::tup
   throw std::invalid_argument("'" + kind + "' is no event");
 }
 
-// The index of the first event that races with an earlier one, or -1.
-int64_t first_race(size_t bytes, size_t count, const std::vector<py::tuple>& events) {
+// Of each event whether it races with an earlier one; what does is as if it had not happened.
+std::vector<bool> races(size_t bytes, size_t count, const std::vector<py::tuple>& events) {
   std::vector<Actor> actors(count);
   for (size_t id = 0; id < count; ++id) {
     actors[id].id = static_cast<uint32_t>(id);
@@ -61,18 +61,17 @@ int64_t first_race(size_t bytes, size_t count, const std::vector<py::tuple>& eve
     actors[id].known = std::make_shared<const std::vector<uint32_t>>(count);
   }
   Shadow shadow(bytes, static_cast<uint32_t>(count));
-  for (size_t i = 0; i < events.size(); ++i) {
-    if (follow(shadow, actors, events[i]) != nullptr) {
-      return static_cast<int64_t>(i);
-    }
+  std::vector<bool> found;
+  for (const py::tuple& event : events) {
+    found.push_back(follow(shadow, actors, event) != nullptr);
   }
-  return -1;
+  return found;
 }
 
 }  // namespace
 
 void bind_trace(py::module_& module) {
-  module.def("first_race", first_race, py::arg("bytes"), py::arg("actors"), py::arg("events"));
+  module.def("races", races, py::arg("bytes"), py::arg("actors"), py::arg("events"));
 }
 
 }  // namespace r21d::simt
