@@ -8,15 +8,15 @@
 #
 # Every part has its own time limit; they add up to R21D_SESSION_SECONDS (570), so that none takes
 # another's time. A part that fails or runs out of time is reported and the next one runs; benchmarks
-# write their file anew after every case, so that what was measured is kept. What stock PyTorch does
-# comes first: it is worth having whatever becomes of the rest. The exit status is 1 if any part
-# failed.
+# write their file anew after every case, so that what was measured is kept. The probes (each
+# instruction alone, in seconds) and what stock PyTorch does come first: they are worth having
+# whatever becomes of the rest. The exit status is 1 if any part failed.
 # $OUT holds at most eight files: one JSON file for each of six benchmark parts, session.log, and
 # more.tar with what the autotuner chose (tuning-*.json; no benchmark results) and what the probes
 # gave (golden/, to be committed as tests/gpu/golden).
 #
 # The native library is the one in r21d_ops, brought from elsewhere, if it runs on this GPU; it is
-# built here otherwise.
+# built here for this GPU alone otherwise. Tests run side by side where pytest-xdist is there.
 #
 # Never run on hardware so far, so do not trust it before it has:
 #   - this script itself, tests/gpu, and the CUDA halves of benchmarks/ (events, graphs, peaks);
@@ -26,6 +26,7 @@
 #     of a training step, the float64 references at full size;
 #   - every CUDA kernel of csrc/cuda (so far simulated on a CPU, and compiled without being run): its
 #     values, its times, under CUDA graphs, on several streams and devices, the planner's estimates;
+#   - every tile that the planner may choose, forced one by one (tests/gpu/test_cuda_tiles.py);
 #   - the library's own CUDA calls: the current stream, the device's limits, how launches fail;
 #   - what the simulator takes the instructions to do. No output of hardware is in tests/gpu/golden
 #     for the probes
@@ -36,7 +37,8 @@
 #   - every Triton kernel (so far interpreted on a CPU, and compiled without being run), its
 #     variants that use TMA, the autotuner and its cache, its times under CUDA graphs;
 #   - the choice of a backend: measured tables made of GPU results, and how far the estimate is off;
-#   - compute-sanitizer over tests/gpu (tests/gpu/sanitize.sh), Triton's kernels included.
+#   - compute-sanitizer over the CUDA kernels (tests/gpu/sanitize.sh);
+#   - tests in several processes that share one GPU.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -53,8 +55,8 @@ failed=()
 DEADLINE=${R21D_SESSION_SECONDS:-570}
 
 declare -A LIMIT=(
-  [build]=60 [environment]=10 [probes]=15 [stock]=80 [kernels]=50 [compiled]=60 [searched]=35
-  [tests]=85 [memcheck]=25 [racecheck]=25 [untuned]=75 [tuned]=50
+  [build]=50 [environment]=10 [probes]=15 [stock]=65 [kernels]=45 [compiled]=45 [searched]=25
+  [tests]=55 [triton_tests]=80 [memcheck]=45 [racecheck]=45 [untuned]=55 [tuned]=35
 )
 
 say() { echo "== $*" | tee -a "$LOG"; }
@@ -93,17 +95,23 @@ if torch.cuda.is_available():
     cuda = native.cuda_info()
     if cuda is None:
         sys.exit("it is built without CUDA")
-    missing = [row["name"] for row in cuda["devices"] if not row["runs"]]
-    if missing or not cuda["devices"]:
+    devices = [row for row in cuda["devices"] if row is not None]
+    missing = [row["name"] for row in devices if not row["runs"]]
+    if missing or not devices:
         sys.exit(f"it has no code for {missing or torch.cuda.get_device_name()}")
 '
 }
 
-# The parts of the machine code are compiled side by side.
+# Machine code for this GPU alone.
 build() {
-  local folder
+  local folder gpu
   folder=$("$PYTHON" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent)') &&
-    CUDAFLAGS=--threads=0 cmake -S . -B "$OUT/build" -DR21D_TORCH_DIR="$folder" &&
+    gpu=$("$PYTHON" -c '
+import torch
+major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
+print(f"{major}{minor}" + ("a" if major > 8 else "") + "-real")
+') &&
+    cmake -S . -B "$OUT/build" -DR21D_TORCH_DIR="$folder" -DCMAKE_CUDA_ARCHITECTURES="$gpu" &&
     cmake --build "$OUT/build" --parallel && cmake --install "$OUT/build" --prefix r21d_ops
   local status=$?
   rm -rf "$OUT/build"
@@ -161,11 +169,11 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 print(json.dumps({**machine(device), **versions(device)}, indent=1))
 for row in r21d_ops.backends():
     print(row)
-for name in ("numpy", "triton", "pytest", "hypothesis"):
+for name in ("numpy", "triton", "pytest", "xdist", "hypothesis"):
     if importlib.util.find_spec(name) is None:
         print(f"MISSING: {name} (bring its wheel)")
 if shutil.which("compute-sanitizer") is None:
-    print("MISSING: compute-sanitizer (part of the CUDA toolkit)")
+    print("MISSING: compute-sanitizer (the CUDA toolkit or the wheel nvidia-cuda-sanitizer-api)")
 '
 
 # measure NAME CASES PEERS: a benchmark part; no case is begun that would hardly end in time.
@@ -183,7 +191,14 @@ measure searched "${few%%,r2plus1d_18*}" "$searched"
 
 # What a timing would choose is another part's business.
 export R21D_AUTOTUNE=0
-part tests "${tests[@]}" tests/gpu --ignore=tests/gpu/test_probes.py
+# One GPU serves several processes: most of a test is Python's time and the compilers'.
+"$PYTHON" -c 'import xdist' 2>/dev/null && tests+=(-n auto --maxprocesses 8 --dist worksteal)
+part tests "${tests[@]}" tests/gpu --ignore=tests/gpu/test_probes.py -k "not triton"
+if [ "$DRY" != 1 ]; then
+  part triton_tests "${tests[@]}" tests/gpu --ignore=tests/gpu/test_probes.py -k triton
+else
+  say "triton_tests: there are none without a GPU"
+fi
 if [ "$DRY" != 1 ] && command -v compute-sanitizer >/dev/null; then
   export PYTHON
   for tool in memcheck racecheck; do

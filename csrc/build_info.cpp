@@ -24,9 +24,9 @@ std::string cpu_isas() {
   return names;
 }
 
-std::string cuda_info() {
+std::string cuda_info([[maybe_unused]] int64_t device) {
 #ifdef R21D_CUDA
-  return cuda::devices_json();
+  return cuda::devices_json(device);
 #else
   return "null";
 #endif
@@ -40,7 +40,7 @@ std::string build_info() {
   for (int i = 0; i < count; ++i) {
     json << (i > 0 ? ", " : "") << '"' << tables[i]->name << '"';
   }
-  json << "], \"l2_bytes\": " << cpu::l2_bytes() << "}, \"cuda\": " << cuda_info() << '}';
+  json << "], \"l2_bytes\": " << cpu::l2_bytes() << "}, \"cuda\": " << cuda_info(-1) << '}';
   return json.str();
 }
 

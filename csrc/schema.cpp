@@ -5,11 +5,12 @@
 
 STABLE_TORCH_LIBRARY(r21d, m) {
   // temporal(relu(spatial(x) * scale + shift)) * out_scale + out_shift + residual, relu; kernels:
-  // "fused", "two", or "" for the device's own choice
+  // "fused" where that can run, "two", or "" for the device's own choice; force: for tests, parts
+  // of the CUDA plan as in cuda_plan
   m.def(
       "conv2plus1d(Tensor x, Tensor spatial_weight, Tensor temporal_weight, Tensor scale, "
       "Tensor shift, Tensor? out_scale, Tensor? out_shift, Tensor? residual, bool relu, "
-      "int[] stride, int[] padding, str kernels=\"\") -> Tensor");
+      "int[] stride, int[] padding, str kernels=\"\", str force=\"\") -> Tensor");
   // u, and with `statistics` its mean and sum of squared deviations per channel
   m.def(
       "spatial_forward(Tensor x, Tensor weight, int[] stride, int[] padding, bool statistics) "
@@ -30,8 +31,8 @@ STABLE_TORCH_LIBRARY(r21d, m) {
       "-> Tensor");
   // JSON: what the library was built with and what this machine offers
   m.def("build_info() -> str");
-  // JSON: its part about CUDA, null where the library is built without
-  m.def("cuda_info() -> str");
+  // JSON: its part about CUDA, null where the library is built without; of one device, or -1: all
+  m.def("cuda_info(int device=-1) -> str");
   // JSON: how the CUDA kernels would run a problem on a GPU. sizes: N, C, T, H, W, M, O; gpu:
   // multiprocessors, bytes of shared memory of a block and of a multiprocessor, and the GFLOP/s
   // and GB/s of a large matrix product and copy; force: "" or such as "fused.mids=48"

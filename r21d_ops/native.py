@@ -50,13 +50,14 @@ def build_info() -> dict[str, Any]:
     return info
 
 
-def cuda_info() -> dict[str, Any] | None:
+def cuda_info(device: int = -1) -> dict[str, Any] | None:
     """The ``cuda`` of :func:`build_info`, of a loaded library; None where it is built without.
 
     ``toolkit``, ``driver`` (or None) and ``devices``, each with its ``name``, ``capability``,
-    ``memory`` in bytes, and whether the library holds code that ``runs`` on it.
+    ``memory`` in bytes, and whether the library holds code that ``runs`` on it; None in the place
+    of one that cannot be asked. ``device`` is the index of the one to ask; -1 asks all.
     """
-    info: dict[str, Any] | None = json.loads(torch.ops.r21d.cuda_info())
+    info: dict[str, Any] | None = json.loads(torch.ops.r21d.cuda_info(device))
     return info
 
 
@@ -90,6 +91,7 @@ def _register_fakes() -> None:
         stride: Sequence[int],
         padding: Sequence[int],
         kernels: str = "",
+        force: str = "",
     ) -> Tensor:
         mid = spatial_shape(x, spatial_weight, stride, padding)
         return like_ndhwc(x, temporal_shape(mid, temporal_weight, stride, padding))

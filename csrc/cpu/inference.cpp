@@ -145,12 +145,15 @@ Tensor conv2plus1d(
     bool relu,
     const Ints& stride,
     const Ints& padding,
-    const std::string& kernels) {
+    const std::string& kernels,
+    const std::string& force) {
   STD_TORCH_CHECK(
       kernels.empty() || kernels == "fused",
       "the CPU has one way, kernels='' or 'fused', not '",
       kernels,
       "'");
+  STD_TORCH_CHECK(
+      force.empty(), "nothing of the CPU's plan can be forced, got force='", force, "'");
   const Dtype dtype = dtype_of(x, "x");
   const Isa& table = isa();
   const SpatialGeometry s = spatial_geometry(x, spatial_weight, stride, padding);

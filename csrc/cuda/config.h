@@ -54,7 +54,7 @@ struct ConvParams {
   int out_rows, out_cols;
   int kernel_rows, kernel_cols, stride_rows, stride_cols, padding_rows, padding_cols;
   int depth;    // a multiple of 8
-  bool narrow;  // channels is no multiple of 8: x is read value by value
+  bool narrow;  // channels < 8: x is read value by value
   Epilogue epilogue;
 };
 
@@ -107,7 +107,7 @@ struct FusedParams {
   int raw_bytes;      // narrow: the band as it is, from which rows of `depth` values are made
   int tiles;          // of pixels, of one clip
   int chunk;          // output frames of a block
-  bool narrow;        // channels < 16 and no multiple of 8
+  bool narrow;        // channels < 8: x is read value by value
   Epilogue epilogue;
 };
 

@@ -71,7 +71,7 @@ struct ConvLoader {
   }
 
   R21D_DEVICE const uint16_t* source(int i, int dy, int dx, int c) const {
-    const int64_t pixel = place[i] + dy * p.cols + dx;
+    const int64_t pixel = int64_t{place[i]} + dy * p.cols + dx;
     return static_cast<const uint16_t*>(p.x) + (pixel * p.channels + c);
   }
 
@@ -97,7 +97,8 @@ struct ConvLoader {
       const bool here =
           in_sum &&
           ptx::below(R21D_SITE("conv: columns read"), first_column + r, p.epilogue.columns);
-      if (Tile::kColumns % kRowsAtOnce == 0 || r < Tile::kColumns) {
+      if (Tile::kColumns % kRowsAtOnce == 0 ||
+          ptx::below(R21D_SITE("conv: columns of the tile"), r, Tile::kColumns)) {
         const Address to = mine + (Tile::kPixels + i * kRowsAtOnce) * Tile::kPitch;
         ptx::cp_async16(to, weight, here);
       }
@@ -108,17 +109,18 @@ struct ConvLoader {
     wrap();
   }
 
-  // Eight values of the sum from `channel` of the tap on, tap after tap.
+  // Eight values of the sum from `channel` of the tap on, tap after tap; all are asked for before
+  // one is used.
   R21D_DEVICE Vec4 gather(int i) const {
-    Vec4 values{};
+    uint16_t value[kChunk];
     int dy = tap_row;
     int dx = tap_col;
     int c = channel;
 #pragma unroll
     for (int v = 0; v < kChunk; ++v) {
+      value[v] = 0;
       if (ptx::below(R21D_SITE("conv: last tap"), dy, p.kernel_rows) && inside(i, dy, dx)) {
-        const uint32_t value = ptx::load_global(source(i, dy, dx, c));
-        values.x[v / 2] |= value << (v % 2 * 16);
+        value[v] = ptx::load_global(source(i, dy, dx, c));
       }
       if (++c == p.channels) {
         c = 0;
@@ -127,6 +129,11 @@ struct ConvLoader {
           ++dy;
         }
       }
+    }
+    Vec4 values{};
+#pragma unroll
+    for (int v = 0; v < kChunk; ++v) {
+      values.x[v / 2] |= static_cast<uint32_t>(value[v]) << (v % 2 * 16);
     }
     return values;
   }

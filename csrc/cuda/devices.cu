@@ -38,9 +38,23 @@ bool holds_code_for(int device) {
   return loaded;
 }
 
+std::string device_json(int device) {
+  cudaDeviceProp properties{};
+  if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) {
+    cudaGetLastError();
+    return "null";
+  }
+  std::ostringstream json;
+  json << "{\"name\": \"" << escaped(properties.name) << "\", \"capability\": \""
+       << properties.major << '.' << properties.minor
+       << "\", \"memory\": " << properties.totalGlobalMem
+       << ", \"runs\": " << (holds_code_for(device) ? "true" : "false") << '}';
+  return json.str();
+}
+
 }  // namespace
 
-std::string devices_json() {
+std::string devices_json(int64_t wanted) {
   std::ostringstream json;
   json << "{\"toolkit\": \"" << version(CUDART_VERSION) << "\", \"driver\": ";
   int driver = 0;
@@ -56,15 +70,12 @@ std::string devices_json() {
     cudaGetLastError();  // a missing device must not look like a failed launch later
   }
   json << ", \"devices\": [";
+  const char* comma = "";
   for (int device = 0; device < count; ++device) {
-    cudaDeviceProp properties{};
-    if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) {
-      continue;
+    if (wanted < 0 || wanted == device) {
+      json << comma << device_json(device);
+      comma = ", ";
     }
-    json << (device > 0 ? ", " : "") << "{\"name\": \"" << escaped(properties.name)
-         << "\", \"capability\": \"" << properties.major << '.' << properties.minor
-         << "\", \"memory\": " << properties.totalGlobalMem
-         << ", \"runs\": " << (holds_code_for(device) ? "true" : "false") << '}';
   }
   json << "]}";
   return json.str();

@@ -105,7 +105,8 @@ struct WeightFeed {
       const int row = rows + first_row;
       const bool here =
           in_sum && ptx::below(R21D_SITE("fused: rows of the spatial weight"), slice + row, p.mid);
-      if (Tile::kMids % kRowsAtOnce == 0 || row < Tile::kMids) {
+      if (Tile::kMids % kRowsAtOnce == 0 ||
+          ptx::below(R21D_SITE("fused: rows of a spatial unit"), row, Tile::kMids)) {
         ptx::cp_async16(to + row * Tile::kDepthPitch + chunk * 16, from, here);
       }
       from += int64_t{kRowsAtOnce} * p.depth;
@@ -124,7 +125,8 @@ struct WeightFeed {
       const int a = row / Tile::kColumns;
       const int column = first_column + row % Tile::kColumns;
       const int m = first + chunk * kChunk;
-      if (row < kRows) {
+      if (kRows * Tile::kSliceChunks % Tile::kThreads == 0 ||
+          ptx::below(R21D_SITE("fused: rows of a temporal unit"), row, kRows)) {
         const bool here =
             walk.sees(a) &&
             ptx::below(
@@ -154,7 +156,7 @@ struct WeightFeed {
     if (++unit == depth_units + Tile::kSliceUnits) {
       unit = 0;
       slice += Tile::kMids;
-      if (slice >= p.mid) {
+      if (!ptx::below(R21D_SITE("fused: slices to load"), slice, p.mid)) {
         slice = 0;
         walk.advance();
         walk.settle();
@@ -280,7 +282,8 @@ fused_kernel(const FusedParams p) {
       }
       const Address here =
           bands + ptx::stage(R21D_SITE("fused: band to read"), band, p.bands) * p.band_bytes;
-      for (int slice = 0; slice < p.mid; slice += Tile::kMids) {
+      for (int slice = 0; ptx::below(R21D_SITE("fused: slices"), slice, p.mid);
+           slice += Tile::kMids) {
         float u[2][kMidTiles][4];
         clear(u);
         Address tap = here;
@@ -310,7 +313,8 @@ fused_kernel(const FusedParams p) {
         }
         store_mid<T, Tile>(p, u, slice, warp_row, warp_column * kMidTiles * 8, mid);
 
-        const bool last = slice + Tile::kMids >= p.mid;
+        const bool last =
+            !ptx::below(R21D_SITE("fused: the last slice"), slice + Tile::kMids, p.mid);
 #pragma unroll 1
         for (int unit = 0; unit < Tile::kSliceUnits; ++unit) {
           const Address weights = next_unit(p.bands == 1 && last && unit == 0) +

@@ -2,9 +2,12 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <map>
+#include <mutex>
 #include <string>
-#include <type_traits>
+#include <vector>
 
+#include "cuda/force.h"
 #include "cuda/program.h"
 #include "operands.h"
 
@@ -59,6 +62,15 @@ Gpu gpu_of(int device) {
   gpu.bytes_per_second = kCopy * 2e3 * attribute(cudaDevAttrMemoryClockRate, device) *
                          attribute(cudaDevAttrGlobalMemoryBusWidth, device) / 8;
   return gpu;
+}
+
+// Asked once: some attributes take a round trip to the device.
+const Gpu& known_gpu(int device) {
+  static std::mutex mutex;
+  static std::map<int, Gpu> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  return found != known.end() ? found->second : known.emplace(device, gpu_of(device)).first->second;
 }
 
 class TorchDevice {
@@ -135,7 +147,8 @@ Tensor conv2plus1d(
     bool relu,
     const Ints& stride,
     const Ints& padding,
-    const std::string& kernels) {
+    const std::string& kernels,
+    const std::string& force) {
   const ScalarType dtype = x.scalar_type();
   STD_TORCH_CHECK(
       dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
@@ -171,11 +184,15 @@ Tensor conv2plus1d(
   if (s.n == 0) {
     return y;
   }
-  const Plan chosen = plan(gpu_of(x.get_device_index()), s, t);
+  const Plan chosen = plan(known_gpu(x.get_device_index()), s, t, parse_force(force));
   STD_TORCH_CHECK(chosen.refusal.empty(), "the CUDA kernels cannot run this: ", chosen.refusal);
-  const bool fused = kernels.empty() ? chosen.prefers_fused : kernels == "fused";
   STD_TORCH_CHECK(
-      !fused || chosen.fused.refusal.empty(), "one kernel cannot run this: ", chosen.fused.refusal);
+      chosen.fused.refusal.empty() || force.find("fused.") == std::string::npos,
+      "one kernel cannot run this: ",
+      chosen.fused.refusal);
+  const bool fused = kernels.empty()      ? chosen.prefers_fused
+                     : kernels == "fused" ? chosen.fused.refusal.empty()
+                                          : false;
   TorchDevice device(x);
   if (dtype == ScalarType::BFloat16) {
     run<ptx::Bfloat16>(device, operands, s, t, chosen, fused);

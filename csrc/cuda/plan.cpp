@@ -2,6 +2,7 @@
 #include <sstream>
 #include <string>
 
+#include "cuda/force.h"
 #include "cuda/planner.h"
 #include "torch_compat.h"
 
@@ -135,38 +136,6 @@ std::string json_of(const Plan& plan) {
   return object.json();
 }
 
-// "fused.mids=48 fused.chunk=2": what of the plan is not free.
-ForcedPlan parse(const std::string& force) {
-  ForcedPlan forced;
-  const std::pair<const char*, int*> names[] = {
-      {"spatial.pixel_warps", &forced.spatial.pixel_warps},
-      {"spatial.columns", &forced.spatial.columns},
-      {"temporal.pixel_warps", &forced.temporal.pixel_warps},
-      {"temporal.columns", &forced.temporal.columns},
-      {"fused.pixel_warps", &forced.fused.pixel_warps},
-      {"fused.mids", &forced.fused.columns},
-      {"fused.bands", &forced.fused.bands},
-      {"fused.chunk", &forced.fused.chunk}};
-  std::istringstream words(force);
-  for (std::string word; words >> word;) {
-    const size_t equals = word.find('=');
-    int* field = nullptr;
-    for (const auto& [name, where] : names) {
-      field = word.substr(0, equals) == name ? where : field;
-    }
-    std::istringstream digits(equals == std::string::npos ? "" : word.substr(equals + 1));
-    int value = 0;
-    const bool is_number = digits >> value && digits.eof();
-    STD_TORCH_CHECK(
-        field != nullptr && is_number && value > 0,
-        "force must name parts of a plan and positive numbers, such as 'fused.mids=48', not '",
-        word,
-        "'");
-    *field = value;
-  }
-  return forced;
-}
-
 void check_values(const Ints& values, size_t count, int64_t least, const char* name) {
   STD_TORCH_CHECK(values.size() == count, name, " must hold ", count, " values");
   for (const int64_t value : values) {
@@ -221,7 +190,7 @@ std::string cuda_plan(
       static_cast<int>(gpu[2]),
       static_cast<double>(gpu[3]) * 1e9,
       static_cast<double>(gpu[4]) * 1e9};
-  return json_of(plan(device, s, t, parse(force)));
+  return json_of(plan(device, s, t, parse_force(force)));
 }
 
 }  // namespace

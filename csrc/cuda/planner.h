@@ -34,10 +34,10 @@ struct Gpu {
 inline constexpr double kProductShare = 0.55;
 // What a multiprocessor gets from L2, in a second.
 inline constexpr double kL2Bytes = 45e9;
-// Single values that a multiprocessor gathers from memory in a second, at 12 instructions each, and
-// unfolds from shared memory, 32 lanes at once of which some idle.
-inline constexpr double kGatheredValues = 18e9;
-inline constexpr double kUnfoldedValues = 30e9;
+// Single values that a multiprocessor gathers from memory in a second, at 45 instructions each, and
+// unfolds from shared memory, at 8 and with a third of the lanes idle.
+inline constexpr double kGatheredValues = 5e9;
+inline constexpr double kUnfoldedValues = 18e9;
 // A step of a ring of stages: its barrier, and until the tensor cores are busy again.
 inline constexpr double kStepSeconds = 30e-9;
 // A band's latency, and the bytes of a second once they come.

@@ -50,8 +50,14 @@ inline Address static_shared(const simt::StaticShared& record) {
   return shared_memory().static_piece(record);
 }
 
+// What the checks of races tell apart.
+template <class T>
+inline constexpr bool kIsWidth =
+    sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16;
+
 template <class T>
 T load_shared(Address at, Where where = Where::current()) {
+  static_assert(kIsWidth<T>);
   T value;
   std::memcpy(&value, shared_memory().read(at, sizeof(T), where), sizeof(T));
   return value;
@@ -96,12 +102,14 @@ inline void store_shared(Address at, const Vec4& value, Where where = Where::cur
 
 template <class T>
 T load_global(const T* at, Where where = Where::current()) {
+  static_assert(kIsWidth<T>);
   simt::GlobalMemory::read(at, sizeof(T), where);
   return *at;
 }
 
 template <class T>
 void store_global(T* at, const T& value, Where where = Where::current()) {
+  static_assert(kIsWidth<T>);
   simt::GlobalMemory::write(at, sizeof(T), where);
   *at = value;
 }

@@ -9,17 +9,22 @@ A backend is one module of this package with
 - ``KERNELS``, if it has several ways of running inference: of ``fused`` and ``two``, the preferred
   first;
 - ``TRAINS = False``, if it serves inference alone;
+- ``UNPROVEN = True``, as long as no committed measurement shows it at work: on a GPU no estimate
+  puts it before another backend, only measurements of the problem do;
 - the operators of :mod:`r21d_ops.backends.eager`, with the same signatures; without training,
   ``inference``.
 
 Adding a backend adds its module and its name to ``_BACKENDS``. Of those that can run, the first
-serves; on a GPU :mod:`r21d_ops.dispatch` decides, by measurements or an estimate.
+serves; on a GPU :mod:`r21d_ops.dispatch` decides, by measurements or an estimate, for which the
+backend has rows in :mod:`r21d_ops.dispatch.estimate` (``_WAYS``, or ``PLANNERS`` where its own
+library plans). Without any it is chosen by measurements, by name, or as the only one.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 from types import ModuleType
 from typing import NamedTuple
 
@@ -79,7 +84,10 @@ def _refusal(module: ModuleType, problem: Problem, training: bool) -> str | None
 def _refuses(module: ModuleType, problem: Problem, training: bool) -> str | None:
     """Why the backend does not serve the call, wherever it is available."""
     if training and not trains(module):
-        return "it serves inference alone"
+        return (
+            "it serves inference alone: call it under torch.no_grad(), on a module in eval(), or "
+            "leave training to another backend"
+        )
     reason: str | None = module.can_run(problem)
     return reason
 
@@ -88,8 +96,9 @@ def choose(problem: Problem, forced: str | None = None, *, training: bool = Fals
     """The name of the backend that serves ``problem``.
 
     ``forced``, else the environment's ``R21D_BACKEND``, names the only one allowed. Without either,
-    those meant for the device are asked, and each reason why one cannot run is logged once. The
-    first that can serves; on a GPU :mod:`r21d_ops.dispatch` decides among all that can.
+    those meant for the device are asked, and each kind of reason why one cannot run is logged once,
+    whatever its numbers. The first that can serves; on a GPU :mod:`r21d_ops.dispatch` decides among
+    all that can.
 
     Args:
         problem: what is to be computed.
@@ -125,7 +134,11 @@ def choose(problem: Problem, forced: str | None = None, *, training: bool = Fals
 
 
 def _candidates(names: list[str]) -> tuple[dispatch.Candidate, ...]:
-    found = [dispatch.Candidate(n, getattr(_BACKENDS[n], "KERNELS", ())) for n in names]
+    found = []
+    for name in names:
+        module = _BACKENDS[name]
+        kernels, unproven = getattr(module, "KERNELS", ()), getattr(module, "UNPROVEN", False)
+        found.append(dispatch.Candidate(name, kernels, unproven))
     return tuple(found)
 
 
@@ -171,7 +184,11 @@ def forced_name(forced: str | None) -> str | None:
 
 
 def _warn_once(name: str, reason: str) -> None:
-    if torch.compiler.is_compiling() or (name, reason) in _warned:
+    if torch.compiler.is_compiling():
         return
-    _warned.add((name, reason))
+    # Counts and sizes differ from batch to batch; what is wrong does not.
+    kind = (name, re.sub(r"\b\d+(x\d+)*\b", "#", reason))
+    if kind in _warned:
+        return
+    _warned.add(kind)
     _logger.warning("backend %r does not serve this call: %s", name, reason)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from r21d_ops import dispatch, native
+from r21d_ops.backends.limits import exceeds
 from r21d_ops.problem import Problem, Triple, problem_of
 from r21d_ops.shapes import ndhwc
 
@@ -21,6 +22,9 @@ DEVICES: tuple[str, ...] | None = ("cuda",)
 
 #: It has no operators for training.
 TRAINS = False
+
+#: No committed measurement shows it at work yet, so that no estimate chooses it.
+UNPROVEN = True
 
 #: Ways of running inference, the preferred first.
 KERNELS: tuple[str, ...] = ("fused", "two")
@@ -39,16 +43,23 @@ _TILE_PIXELS = 128
 # A tracer would look through the cache and into the library.
 @torch.compiler.assume_constant_result
 def unavailable() -> str | None:
-    """Needs the native library with its CUDA sources, a torch with CUDA, and a GPU that the library
-    holds code for."""
-    return _unavailable()
+    """Needs the native library with its CUDA sources, a torch with CUDA, and a current GPU that the
+    library holds code for."""
+    return _unavailable(torch.cuda.current_device() if _torch_finds_a_gpu() else None)
 
 
 @functools.cache
-def _unavailable() -> str | None:
+def _torch_finds_a_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+@functools.cache
+def _unavailable(device: int | None) -> str | None:
+    """Why it cannot run on ``device``, or, without one, on this machine."""
     if native.load_error is not None:
         return native.load_error
-    built = native.cuda_info()
+    # Other devices may be busy or broken; of this one alone is asked.
+    built = native.cuda_info(-1 if device is None else device)
     if built is None:
         return (
             "the native library is built without CUDA; where nvcc is on PATH, "
@@ -58,9 +69,11 @@ def _unavailable() -> str | None:
         return f"this torch, {torch.__version__}, is built without CUDA"
     if built["driver"] is None:
         return "no NVIDIA driver is found"
-    if not built["devices"] or not torch.cuda.is_available():
+    if not built["devices"] or device is None:
         return "no CUDA device is available"
-    return _why_not_on(built["devices"][torch.cuda.current_device()])
+    if built["devices"][0] is None:
+        return f"the driver tells nothing about CUDA device {device}"
+    return _why_not_on(built["devices"][0])
 
 
 def _why_not_on(gpu: dict[str, str | bool]) -> str | None:
@@ -91,7 +104,7 @@ def _too_large(problem: Problem) -> str | None:
     (t, h, w), (_, ho, wo), (to, _, _) = problem.size, problem.mid_size, problem.out_size
     (kt, kh, kw), (pt, ph, pw) = problem.kernel, problem.padding
     for size in (n, c, t, h, w, *problem.kernel, *problem.stride, *problem.padding):
-        if size > _MOST_SIZE:
+        if exceeds(size, _MOST_SIZE):
             return f"a size, stride or padding is {size}; at most {_MOST_SIZE} is served"
     mid = -(-m // 16) * 16
     # The last image's taps reach into its padding, and the last tile may lie behind it.
@@ -108,7 +121,7 @@ def _too_large(problem: Problem) -> str | None:
         ("spatial_weight", kh * kw * -(-c // 16) * 16, _MOST_DEPTH, "values for an output channel"),
         ("temporal_weight", kt * mid, _MOST_DEPTH, "values for an output channel"),
     ):
-        if count > most:
+        if exceeds(count, most):
             return f"{what} has {count} {unit}; at most {most} are served"
     return None
 

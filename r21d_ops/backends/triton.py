@@ -17,9 +17,10 @@ import re
 import torch
 from torch import Tensor
 
+from r21d_ops.backends.limits import exceeds
 from r21d_ops.problem import Problem, Triple
 from r21d_ops.triton import INTERPRETED
-from r21d_ops.triton.operators import padded
+from r21d_ops.triton.operators import MOST_INDEX, padded
 
 NAME = "triton"
 
@@ -31,9 +32,6 @@ KERNELS: tuple[str, ...] = ("fused", "two")
 
 _LEAST_VERSION = (3, 6)
 _LEAST_CAPABILITY = (8, 0)
-
-#: Pixels of a tensor, elements of a clip with its channels rounded up and of a weight: 32 bits.
-_MOST = 2**31 - 2**16
 
 
 # A tracer would look through the cache and into the search for packages.
@@ -101,17 +99,21 @@ def can_run(problem: Problem) -> str | None:
         ("the intermediate", mid, problem.mid_size),
         ("the output", problem.out_channels, problem.out_size),
     ):
-        if problem.batch * t * h * w > _MOST or channels * t * h * w > _MOST:
+        if exceeds(problem.batch * t * h * w, MOST_INDEX) or exceeds(
+            channels * t * h * w, MOST_INDEX
+        ):
             return (
                 f"{what} has {problem.batch} clips of {channels}x{t}x{h}x{w} elements; at most "
-                f"{_MOST} pixels, and elements of a clip, are indexed"
+                f"{MOST_INDEX} pixels, and elements of a clip, are indexed"
             )
     for what, inputs, outputs, taps in (
         ("spatial_weight", problem.in_channels, mid, kh * kw),
         ("temporal_weight", mid, problem.out_channels, kt),
     ):
-        if inputs * outputs * taps > _MOST:
-            return f"{what} has {outputs}x{inputs}x{taps} elements; at most {_MOST} are indexed"
+        if exceeds(inputs * outputs * taps, MOST_INDEX):
+            return (
+                f"{what} has {outputs}x{inputs}x{taps} elements; at most {MOST_INDEX} are indexed"
+            )
     return None
 
 

@@ -1,7 +1,8 @@
 """Which backend serves a problem on a GPU, and with which kernels.
 
 By committed measurements where there are some (:mod:`~r21d_ops.dispatch.measurements`), else by
-the planner's estimate (:mod:`~r21d_ops.dispatch.estimate`), else ``eager``.
+the planner's estimate (:mod:`~r21d_ops.dispatch.estimate`), else ``eager``. A backend that calls
+itself unproven is chosen by measurements alone, or where it is the only one.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from r21d_ops.dispatch import cuda_plan, measurements
-from r21d_ops.dispatch.estimate import GPUS, ONE_TILE, estimates
+from r21d_ops.dispatch import measurements
+from r21d_ops.dispatch.estimate import GPUS, ONE_TILE, PLANNERS, estimates
 from r21d_ops.problem import MOST_LIVE, Problem, live_frames
 
 #: Forces the kernels of inference: ``fused`` or ``two``. What has one way, as on a CPU, ignores it.
@@ -21,12 +22,6 @@ INFERENCE_VARIABLE = "R21D_INFERENCE"
 
 _INFERENCE_KERNELS = ("fused", "two")
 _FALL_BACK = "eager"
-
-#: The backend whose library decides by itself, with the GPU at hand, where no kernels are named.
-_DECIDES = "cuda"
-
-#: The most that one of its blocks may have anywhere: what does not fit there runs nowhere fused.
-_LARGEST = GPUS["NVIDIA H200"]
 
 #: Times closer than this are equal, and the way with fewer kernels and less memory is taken.
 _TIE = 1.01
@@ -46,10 +41,12 @@ class Candidate(NamedTuple):
         backend: its name.
         kernels: its ways of running inference, of ``fused`` and ``two``, the preferred first; empty
             where it has one way.
+        unproven: whether its estimate puts it before no other backend; its measurements do.
     """
 
     backend: str
     kernels: tuple[str, ...] = ()
+    unproven: bool = False
 
 
 class Route(NamedTuple):
@@ -75,7 +72,8 @@ def route(problem: Problem, training: bool, gpu: str, candidates: tuple[Candidat
 
     The fastest one where ``eager`` and another were measured side by side; else the one with the
     least estimate; where the GPU or the arithmetic is unknown, ``eager``, or the first of
-    ``candidates`` without it. Nothing without a figure is chosen beside what has one.
+    ``candidates`` without it. Nothing without a figure is chosen beside what has one, and nothing
+    unproven without a measurement beside what is proven.
 
     Args:
         problem: with plain integers.
@@ -94,24 +92,24 @@ def inference_kernels(backend: str, problem: Problem, gpu: str | None = None) ->
     """``fused`` or ``two``: how ``backend``, which has both, runs inference of ``problem``.
 
     ``two`` where one kernel cannot run it; else ``R21D_INFERENCE`` decides where it is set, else
-    measurements, else the estimate, else it is ``fused`` where one tile holds all of O. Empty where
-    ``cuda`` decides at the call: on an unknown GPU, and while a graph is traced whose sizes are not
-    known. ``gpu`` None is this process's GPU for a CUDA problem.
+    measurements, else the estimate, else it is ``fused`` where one tile holds all of O.
+
+    A backend of :data:`~r21d_ops.dispatch.estimate.PLANNERS` is told less where the GPU is unknown,
+    or a graph is traced whose sizes are not known: nothing, for it decides at the call, unless
+    ``R21D_INFERENCE`` is set; and ``fused`` then runs as ``two`` where its library finds that one
+    kernel cannot run it. ``gpu`` None is this process's GPU for a CUDA problem.
 
     Raises:
         ValueError: ``R21D_INFERENCE`` is set to something else.
     """
     fields, known = _plain(problem)
-    forced = forced_kernels()
-    if backend == _DECIDES and not known:
-        return forced or ""
-    return _traced_kernels(backend, fields, gpu, forced)
+    return _traced_kernels(backend, fields, known, gpu, forced_kernels())
 
 
 def choose_backend(problem: Problem, training: bool, candidates: tuple[Candidate, ...]) -> str:
     """The name that :func:`route` gives on this process's GPU; also while a graph is traced."""
-    fields = [(candidate.backend, candidate.kernels) for candidate in candidates]
-    return _traced_backend(_plain(problem)[0], training, tuple(fields))
+    plain = [(c.backend, c.kernels, c.unproven) for c in candidates]
+    return _traced_backend(_plain(problem)[0], training, tuple(plain))
 
 
 def forced_kernels() -> str | None:
@@ -162,7 +160,9 @@ def _plain(problem: Problem) -> tuple[tuple[Any, ...], bool]:
 # A tracer would look through the caches below and into files; to it the answers are constants.
 @torch.compiler.assume_constant_result
 def _traced_backend(
-    fields: tuple[Any, ...], training: bool, candidates: tuple[tuple[str, tuple[str, ...]], ...]
+    fields: tuple[Any, ...],
+    training: bool,
+    candidates: tuple[tuple[str, tuple[str, ...], bool], ...],
 ) -> str:
     able = tuple(Candidate(*candidate) for candidate in candidates)
     return route(Problem(*fields), training, gpu_name(), able).backend
@@ -170,9 +170,12 @@ def _traced_backend(
 
 @torch.compiler.assume_constant_result
 def _traced_kernels(
-    backend: str, fields: tuple[Any, ...], gpu: str | None, forced: str | None
+    backend: str, fields: tuple[Any, ...], known: bool, gpu: str | None, forced: str | None
 ) -> str:
     problem = Problem(*fields)
+    if backend in PLANNERS and not known:
+        # Nominal sizes say nothing of what fits; a nominal kernel sums few frames.
+        return "two" if forced == "fused" and _too_many_frames(backend, problem) else forced or ""
     if gpu is None:
         gpu = gpu_name() if problem.device == "cuda" else ""
     candidate = Candidate(backend, _INFERENCE_KERNELS)
@@ -190,7 +193,8 @@ def _route(
     kind: str,
 ) -> Route:
     ways = [way for c in candidates for way in _ways(c, problem, training, gpu, forced)]
-    found = _unforced(problem, training, gpu, ways, kind)
+    unproven = {candidate.backend for candidate in candidates if candidate.unproven}
+    found = _unforced(problem, training, gpu, ways, unproven, kind)
     reason = _why_not_fused(found.backend, problem, gpu) if forced == "fused" else ""
     if found.kernels and reason:
         return found._replace(detail=f"{found.detail}; not fused: {reason}")
@@ -199,26 +203,38 @@ def _route(
 
 def _why_not_fused(backend: str, problem: Problem, gpu: str) -> str:
     """Why one kernel of ``backend`` cannot run ``problem``, or nothing."""
-    if backend == _DECIDES:
-        return cuda_plan.ways(problem, GPUS.get(gpu, _LARGEST).planned)[1]
+    reason = _too_many_frames(backend, problem)
+    if not reason and backend in PLANNERS and gpu in GPUS:
+        return PLANNERS[backend].ways(problem, GPUS[gpu].planned)[1]
+    return reason
+
+
+def _too_many_frames(backend: str, problem: Problem) -> str:
+    """Why one kernel of ``backend`` cannot sum its output frames on any GPU, or nothing."""
+    most = PLANNERS[backend].most_live if backend in PLANNERS else MOST_LIVE
     live = live_frames(problem.kernel[0], problem.stride[0])
-    if live > MOST_LIVE:
-        return f"{live} output frames see one frame, and one kernel sums at most {MOST_LIVE}"
+    if live > most:
+        return f"{live} output frames see one frame, and one kernel sums at most {most}"
     return ""
 
 
-def _unforced(problem: Problem, training: bool, gpu: str, ways: list[_Way], kind: str) -> Route:
+def _unforced(
+    problem: Problem, training: bool, gpu: str, ways: list[_Way], unproven: set[str], kind: str
+) -> Route:
     found = measurements.find(problem, training, gpu, kind, ways)
     if found:
         return _measured(problem, found)
+    proven = [way for way in ways if way[0] not in unproven] or ways
     known = GPUS.get(gpu)
     model = {} if known is None else estimates(problem, training, known, kind)
     seconds = {way: model[way] for way in ways if way in model}
-    if known is not None and seconds:
-        way, detail = _fastest(seconds)
+    if any(way in seconds for way in proven):
+        way, detail = _fastest(seconds, proven)
+        if min(seconds, key=seconds.__getitem__) not in proven:
+            detail += f"; without measurements {', '.join(sorted(unproven))} is not chosen"
         return Route(*way, "estimated", seconds[way], detail)
-    backend, kernels = next((way for way in ways if way[0] == _FALL_BACK), ways[0])
-    if backend == _DECIDES and {(backend, "fused"), (backend, "two")} <= set(ways):
+    backend, kernels = next((way for way in proven if way[0] == _FALL_BACK), proven[0])
+    if backend in PLANNERS and {(backend, "fused"), (backend, "two")} <= set(ways):
         kernels = ""
     elif (backend, "two") in ways and problem.out_channels > ONE_TILE:
         kernels = "two"  # one kernel would make u again for each tile of O
@@ -231,7 +247,7 @@ def _ways(
     candidate: Candidate, problem: Problem, training: bool, gpu: str, forced: str | None
 ) -> list[_Way]:
     """The (backend, kernels) that a backend has, the preferred first."""
-    backend, kernels = candidate
+    backend, kernels = candidate[:2]
     if training or not kernels:
         return [(backend, "")]
     if _why_not_fused(backend, problem, gpu):
@@ -243,7 +259,7 @@ def _ways(
 def _measured(problem: Problem, found: list[measurements.Measurement]) -> Route:
     rows = {(row.backend, row.kernels): row for row in found}
     seconds = {way: row.scaled(problem.batch) for way, row in rows.items()}
-    way, detail = _fastest(seconds)
+    way, detail = _fastest(seconds, list(seconds))
     row = rows[way]
     if row.batch != problem.batch:
         detail += f", scaled from {row.batch} clips"
@@ -251,10 +267,12 @@ def _measured(problem: Problem, found: list[measurements.Measurement]) -> Route:
     return Route(*way, "measured", seconds[way], detail)
 
 
-def _fastest(seconds: dict[_Way, float]) -> tuple[_Way, str]:
-    """The first of those that are as fast as the fastest, and its time beside the others'."""
-    limit = min(seconds.values()) * _TIE
-    way = next(way for way, value in seconds.items() if value <= limit)
+def _fastest(seconds: dict[_Way, float], eligible: list[_Way]) -> tuple[_Way, str]:
+    """The first of the ``eligible`` that are as fast as their fastest, and its time beside all
+    others'."""
+    able = {way: value for way, value in seconds.items() if way in eligible}
+    limit = min(able.values()) * _TIE
+    way = next(way for way, value in able.items() if value <= limit)
     others = [
         f"{' '.join(filter(None, other))} {_ms(value)}"
         for other, value in seconds.items()

@@ -11,6 +11,9 @@ import torch
 from r21d_ops import native
 from r21d_ops.problem import Problem
 
+#: Output frames that the fused kernel sums at a time, at most: ``kMostLive`` of the planner.
+MOST_LIVE = 3
+
 
 class Device(NamedTuple):
     """What the planner asks of a GPU.

@@ -165,8 +165,25 @@ _WAYS: dict[bool, dict[tuple[str, str], _Way]] = {
     True: {("triton", ""): _triton_training, ("eager", ""): _eager_training},
 }
 
-#: What the CUDA kernels serve.
-_CUDA_ARITHMETIC = ("bfloat16", "float16")
+
+class Planner(NamedTuple):
+    """How a backend's own library plans inference.
+
+    Attributes:
+        ways: the seconds of ``fused`` and ``two`` on a device, those that can run, and why not
+            ``fused``, or nothing.
+        most_live: output frames that one kernel sums at a time, at most.
+        arithmetic: what it serves.
+    """
+
+    ways: Callable[[Problem, cuda_plan.Device], tuple[dict[str, float], str]]
+    most_live: int
+    arithmetic: tuple[str, ...]
+
+
+#: Backends that are estimated by their own library, not by ``_WAYS``. Where no kernels are named it
+#: decides by itself, with the GPU at hand, and ``fused`` it takes for "where one kernel can run".
+PLANNERS = {"cuda": Planner(cuda_plan.ways, cuda_plan.MOST_LIVE, ("bfloat16", "float16"))}
 
 
 def estimates(
@@ -179,10 +196,11 @@ def estimates(
     rate = gpu.flops.get(arithmetic)
     if rate is None:
         return {}
-    found = {}
-    if not training and arithmetic in _CUDA_ARITHMETIC:
-        planned, _ = cuda_plan.ways(problem, gpu.planned)
-        found = {("cuda", kernels): seconds for kernels, seconds in planned.items()}
+    found: dict[tuple[str, str], float] = {}
+    for backend, planner in PLANNERS.items():
+        if not training and arithmetic in planner.arithmetic:
+            planned, _ = planner.ways(problem, gpu.planned)
+            found |= {(backend, kernels): seconds for kernels, seconds in planned.items()}
     cost = problem_cost(problem)
     modelled = {
         way: sum(

@@ -15,6 +15,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from r21d_ops import dispatch
 from r21d_ops.shapes import ndhwc
 from r21d_ops.triton import tuning
+from r21d_ops.triton.operators import MOST_INDEX
 from r21d_ops.triton.tiles import FINISH, PART, WHOLE
 
 #: Below this many input channels a chunk of the sum holds several taps (``multiply_flat``).
@@ -77,7 +78,18 @@ def by_dtype(
 
 
 def guard(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Kernels are launched on the current device: makes it the tensor's."""
+    """Kernels are launched on the current device: makes it that of ``tensor`` (N, C, T, H, W).
+
+    Raises:
+        RuntimeError: 32-bit indices do not reach its pixels. The backend refuses such problems;
+            an exported program with symbolic sizes has not asked it.
+    """
+    pixels = tensor.shape[0] * math.prod(tensor.shape[2:])
+    if pixels > MOST_INDEX:
+        raise RuntimeError(
+            f"a tensor of shape {tuple(tensor.shape)} has {pixels} pixels; at most {MOST_INDEX} are "
+            "indexed"
+        )
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 

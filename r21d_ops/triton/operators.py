@@ -19,6 +19,9 @@ from r21d_ops.shapes import like_ndhwc, ndhwc, spatial_shape, temporal_shape
 
 NAMESPACE = "r21d_triton"
 
+#: Pixels of a tensor, elements of a clip with its channels rounded up and of a weight: 32 bits.
+MOST_INDEX = 2**31 - 2**16
+
 #: Intermediates have M rounded up to this, so that rows start at 16-byte addresses.
 CHANNEL_MULTIPLE = 16
 

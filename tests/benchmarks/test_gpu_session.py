@@ -1,4 +1,4 @@
-"""The script for a machine with a GPU, with a stand-in for Python (4 s, mostly torch's import)."""
+"""The script for a machine with a GPU, with a stand-in for Python (8 s, mostly torch's import)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from instruction_probes import PROBES, golden
 
 from benchmarks.cases import DTYPES, Settings, list_cases
 from benchmarks.layers import LAYERS
+from r21d_ops import native
 
 _ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = _ROOT / "benchmarks" / "gpu_session.sh"
@@ -61,6 +62,10 @@ def _session(folder: Path, first: str = "", **environment: str) -> Session:
     return done, folder / "out", [shlex.split(line) for line in calls.read_text().splitlines()]
 
 
+def _begun(log: str) -> list[str]:
+    return re.findall(r"^== (\w+) \(at most", log, re.MULTILINE)
+
+
 def test_the_limits_of_all_parts_fit_into_the_session() -> None:
     text = SCRIPT.read_text()
     limits = {name: int(s) for name, s in re.findall(r"\[(\w+)\]=(\d+)", text)}
@@ -85,11 +90,29 @@ def test_a_session_keeps_its_results_and_tells_what_failed(tmp_path: Path) -> No
     with tarfile.open(out / "more.tar") as more:
         assert {"./tuning-a-gpu.json", "./ballot.json"} <= set(more.getnames())
     log = (out / "session.log").read_text()
-    parts = ("probes", "stock", "kernels", "compiled", "searched", "tests", "untuned", "tuned")
-    for part in parts:
-        assert f"== {part} (at most " in log
+    stock = ("stock", "kernels", "compiled", "searched")
+    parts = ["environment", "probes", *stock, "tests", "triton_tests", "untuned", "tuned"]
+    assert [part for part in _begun(log) if "check" not in part] == parts
     assert "== tests: failed with status 3" in log and "from benchmarks" in log
-    assert log.splitlines()[-1] == "== failed: probes tests"
+    assert log.splitlines()[-1].startswith("== failed: probes tests triton_tests")
+
+
+def test_what_takes_triton_to_compile_is_a_part_of_its_own(tmp_path: Path) -> None:
+    """Between them the two parts select every test but the probes', which have a part too."""
+    _, _, calls = _session(tmp_path, R21D_PARTS="probes tests triton_tests")
+    probes, tests, triton = (call[5:-1] for call in calls if call[:2] == ["-m", "pytest"])
+    assert probes == ["tests/gpu/test_probes.py"]
+    every = ["tests/gpu", "--ignore=tests/gpu/test_probes.py"]
+    side_by_side = ["-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
+    assert tests == [*side_by_side, *every, "-k", "not triton"]
+    assert triton == [*side_by_side, *every, "-k", "triton"]
+
+
+def test_without_xdist_tests_are_run_one_by_one(tmp_path: Path) -> None:
+    lacking = 'case "$2" in *xdist) exit 1;; esac\n'
+    _, _, calls = _session(tmp_path, lacking, R21D_PARTS="tests")
+    (tests,) = (call for call in calls if call[:2] == ["-m", "pytest"])
+    assert "tests/gpu" in tests and "-n" not in tests
 
 
 def test_a_session_asks_for_cases_and_peers_that_there_are(tmp_path: Path) -> None:
@@ -126,10 +149,10 @@ def test_a_session_asks_for_cases_and_peers_that_there_are(tmp_path: Path) -> No
 def test_parts_are_run_alone(parts: str, status: int, tmp_path: Path) -> None:
     done, out, calls = _session(tmp_path, R21D_PARTS=parts)
     assert done.returncode == status
-    begun = re.findall(r"^== (\w+) \(at most", (out / "session.log").read_text(), re.MULTILINE)
+    begun = _begun((out / "session.log").read_text())
     assert begun == parts.split()
-    # One more asks whether the library loads.
-    assert len(calls) == len(begun) + 1
+    # Two more ask whether the library loads, and whether tests can run side by side.
+    assert len(calls) == len(begun) + 2
 
 
 @pytest.mark.parametrize("serves", [True, False], ids=["carried", "built"])
@@ -141,7 +164,7 @@ def test_a_library_that_serves_is_not_built(serves: bool, tmp_path: Path) -> Non
     first = "" if serves else refusal
     _, out, _ = _session(tmp_path, first, R21D_PARTS="build environment", PATH=path)
     log = (out / "session.log").read_text()
-    for line in ("is built here: no code for it", "== build (at most", "--prefix r21d_ops"):
+    for line in ("no code for it", "== build (at most", "-DCMAKE_CUDA_ARCH", "--prefix r21d_ops"):
         assert (line in log) is not serves
     assert "== environment (at most" in log
 
@@ -164,3 +187,26 @@ def test_sanitizers_say_what_they_need(there: bool, tmp_path: Path) -> None:
     )
     wanted = "needs a CUDA device" if there else "compute-sanitizer is not on PATH"
     assert done.returncode == 1 and wanted in done.stderr
+
+
+@pytest.mark.skipif(native.load_error is not None, reason=str(native.load_error))
+def test_sanitizers_run_every_way_through_the_kernels(tmp_path: Path) -> None:
+    """The cases that the script names are there; pytest only collects them."""
+    _program(tmp_path / "compute-sanitizer", 'while [ "$1" != "$PYTHON" ]; do shift; done; "$@"')
+    python = tmp_path / "python"
+    _program(python, f'[ "$1" = -c ] || exec {shlex.quote(sys.executable)} "$@" --collect-only')
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", str(SANITIZE), "memcheck"],
+        env={**os.environ, "PATH": path, "PYTHON": str(python)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    fused = re.findall(r"test_fused_tile\[(\d)x(\d+)x(\d)-(\w+)-(\w+)\]", done.stdout)
+    warps, mids, live, feeds, dtypes = map(set, zip(*fused, strict=True))
+    assert (warps, mids, live) == ({"2", "4"}, {"48", "144"}, {"1", "2", "3"})
+    assert feeds == {"one_band", "two_bands", "narrow"} and dtypes == {"bfloat16", "float16"}
+    assert {"wide", "narrow"} == set(re.findall(r"test_conv_tile\[\w+-(\w+)-", done.stdout))
+    assert done.stdout.count("test_probes.py::") == len(PROBES)

@@ -96,6 +96,9 @@ def test_refusals() -> None:
         run(*_arguments(draw(SMALL, torch.float32)), "two")
     many = GpuCase("many live frames", 1, (8, 16, 8), (6, 5, 5), (4, 3, 3))
     given = _arguments(draw(many, torch.bfloat16))
-    assert run(*given, "two").shape == many.out_shape
+    for kernels in ("two", "fused"):  # two kernels serve where one cannot
+        assert run(*given, kernels).shape == many.out_shape
     with pytest.raises(RuntimeError, match="one kernel cannot run this"):
-        run(*given, "fused")
+        run(*given, "fused", "fused.chunk=2")
+    with pytest.raises(RuntimeError, match="force must name parts of a plan"):
+        run(*given, "two", "spatial.tile=3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import sys
@@ -11,11 +12,12 @@ import pytest
 import torch
 from ops.problems import case_named, make_operands
 from torch import Tensor, nn
+from torch.export import Dim, export
 
 import r21d_ops
 from r21d.models.layers import LAYERS
 from r21d_ops import dispatch, native
-from r21d_ops.backends import BackendError, choose, cpu, cuda, route_on_gpu
+from r21d_ops.backends import BackendError, choose, cpu, cuda, route_on_gpu, triton
 from r21d_ops.problem import Problem
 
 _NATIVE = pytest.mark.skipif(native.load_error is not None, reason=str(native.load_error))
@@ -29,16 +31,32 @@ def _problem(**changed: Any) -> Problem:
 def _machine(monkeypatch: pytest.MonkeyPatch, info: dict[str, Any] | None) -> None:
     """A machine whose native library reports ``info``, beside a torch with CUDA."""
     monkeypatch.setattr(native, "load_error", None)
-    monkeypatch.setattr(native, "cuda_info", lambda: info)
+    _report(monkeypatch, info)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(cuda, "_unavailable", cuda._unavailable.__wrapped__)
+    # What the real machine said is forgotten, and what this one says not remembered.
+    monkeypatch.setattr(cuda, "_unavailable", functools.cache(cuda._unavailable.__wrapped__))
+    monkeypatch.setattr(cuda, "_torch_finds_a_gpu", torch.cuda.is_available)
     # By its name: the package has a function of the same one.
     monkeypatch.setattr(sys.modules["r21d_ops.backends"], "_warned", set())
     monkeypatch.setattr(dispatch, "gpu_name", lambda: "NVIDIA H200")
     for variable in ("R21D_BACKEND", "R21D_INFERENCE"):
         monkeypatch.delenv(variable, raising=False)
+
+
+def _report(monkeypatch: pytest.MonkeyPatch, info: dict[str, Any] | None) -> list[int]:
+    """Lets the library report ``info`` of all devices; returns the indices that it is asked for."""
+    asked: list[int] = []
+
+    def cuda_info(device: int = -1) -> dict[str, Any] | None:
+        asked.append(device)
+        if info is None or device < 0:
+            return info
+        return info | {"devices": info["devices"][device : device + 1]}
+
+    monkeypatch.setattr(native, "cuda_info", cuda_info)
+    return asked
 
 
 @pytest.mark.parametrize(
@@ -51,13 +69,14 @@ def _machine(monkeypatch: pytest.MonkeyPatch, info: dict[str, Any] | None) -> No
             {"driver": "13.0", "devices": [_GPU | {"name": "Tesla T4", "capability": "7.5"}]},
             "the Tesla T4 has compute capability 7.5; it needs 8.0",
         ),
+        ({"driver": "13.0", "devices": [None]}, "the driver tells nothing about CUDA device 0"),
         (
             {"driver": "12.1", "devices": [_GPU | {"runs": False}]},
             "this build of the native library holds no code that the NVIDIA H200 (compute "
             "capability 9.0) with this driver can run",
         ),
     ],
-    ids=["without CUDA", "no driver", "no device", "old", "no code"],
+    ids=["without CUDA", "no driver", "no device", "old", "silent", "no code"],
 )
 def test_it_says_why_it_cannot_run(
     info: dict[str, Any] | None,
@@ -80,6 +99,7 @@ def test_it_says_why_it_cannot_run(
 def test_it_needs_a_torch_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     _machine(monkeypatch, {"driver": "13.0", "devices": [_GPU]})
     assert cuda.unavailable() is None
+    cuda._unavailable.cache_clear()
     monkeypatch.setattr(torch.version, "cuda", None)
     assert cuda.unavailable() == f"this torch, {torch.__version__}, is built without CUDA"
 
@@ -88,6 +108,29 @@ def test_it_needs_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     _machine(monkeypatch, None)
     monkeypatch.setattr(native, "load_error", "it is not built")
     assert cuda.unavailable() == "it is not built"
+
+
+def test_each_device_is_asked_once_when_it_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    _machine(monkeypatch, None)
+    old = _GPU | {"name": "Tesla T4", "capability": "7.5"}
+    asked = _report(monkeypatch, {"driver": "13.0", "devices": [_GPU, None, old]})
+    for _ in range(2):
+        for device, reason in enumerate((None, "tells nothing about CUDA device 1", "Tesla T4")):
+            monkeypatch.setattr(torch.cuda, "current_device", lambda device=device: device)
+            found = cuda.unavailable()
+            assert found is None if reason is None else reason in str(found)
+    assert asked == [0, 1, 2]
+
+
+def test_without_a_device_none_is_made_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise AssertionError("torch would raise")
+
+    _machine(monkeypatch, {"driver": "13.0", "devices": [_GPU]})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cuda, "_torch_finds_a_gpu", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_device", refuse)
+    assert cuda.unavailable() == "no CUDA device is available"
 
 
 @_NATIVE
@@ -131,7 +174,8 @@ def test_training_is_served_by_others(
         assert choose(_problem(), training=True) != "cuda"
     # It was never meant for that, so nothing falls back.
     assert not any("'cuda'" in record.getMessage() for record in caplog.records)
-    with pytest.raises(BackendError, match="cannot run: it serves inference alone"):
+    advice = r"it serves inference alone: call it under torch.no_grad\(\), on a module in eval\(\)"
+    with pytest.raises(BackendError, match=f"cannot run: {advice}, or leave training to another"):
         choose(_problem(), "cuda", training=True)
     monkeypatch.setenv("R21D_BACKEND", "cuda")
     with pytest.raises(BackendError, match="cannot run: it serves inference alone"):
@@ -167,12 +211,70 @@ class _Chosen(nn.Module):
         return x * 0 + len(choose(problem, "cuda")) + 100 * len(kernels)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_limits_bound_no_exported_size(
+    name: str, strict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "unavailable", lambda: None)
+    monkeypatch.setattr(triton, "unavailable", lambda: None)
+    monkeypatch.setattr(triton, "INTERPRETED", False)
+    sizes = ({0: Dim("b"), 1: Dim("h")},)
+    model = _Served(name)
+    program = export(model, (torch.ones(4, 56),), dynamic_shapes=sizes, strict=strict)
+    assert (program.module()(torch.ones(5, 48)) == len(name)).all()
+    # What is known to be too much is refused.
+    model.frames = 2**31
+    with pytest.raises(Exception, match="asked for and cannot run: "):
+        export(model, (torch.ones(4, 56),), dynamic_shapes=sizes, strict=strict)
+
+
+class _Served(nn.Module):
+    """The length of the name of the backend that serves clips of x's size on a GPU."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.backend, self.frames = backend, 16
+
+    def forward(self, x: Tensor) -> Tensor:
+        problem = _problem()._replace(batch=x.shape[0], size=(self.frames, x.shape[1], 56))
+        return x * 0 + len(choose(problem, self.backend))
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_too_many_frames_are_known_while_sizes_are_not(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "gpu_name", lambda: "NVIDIA H200")
+    monkeypatch.setenv("R21D_INFERENCE", "fused")
+
+    for frames, expected in ((3, "fused"), (7, "two")):
+        torch._dynamo.reset()
+        model = _Kernels(name, frames)
+        compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+        assert (compiled(torch.ones(5)) == len(expected)).all()
+    torch._dynamo.reset()
+
+
+class _Kernels(nn.Module):
+    """The length of the name of the kernels that serve x's length of clips and a long kernel."""
+
+    def __init__(self, backend: str, frames: int) -> None:
+        super().__init__()
+        self.backend, self.frames = backend, frames
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, padding = (self.frames, 3, 3), (self.frames // 2, 1, 1)
+        problem = _problem(kernel=kernel, padding=padding)._replace(batch=x.shape[0])
+        return x * 0 + len(dispatch.inference_kernels(self.backend, problem))
+
+
 @_NATIVE
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_sizes_that_are_not_known_bind_no_graph(
     dynamic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda, "_unavailable", lambda: None)
+    monkeypatch.setattr(cuda, "_unavailable", lambda device: None)
     monkeypatch.setattr(dispatch, "gpu_name", lambda: "NVIDIA H200")
     monkeypatch.delenv("R21D_INFERENCE", raising=False)
     torch._dynamo.reset()

@@ -301,6 +301,29 @@ def test_a_backend_that_cannot_run_is_told_once(
     assert route_on_gpu(_problem(), False, H200, elsewhere=False).backend == "eager"
 
 
+def test_a_reason_is_told_once_whatever_its_numbers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _fakes(monkeypatch)
+    triton = sys.modules["r21d_ops.backends"]._BACKENDS["triton"]
+    monkeypatch.setattr(
+        triton,
+        "can_run",
+        lambda p: f"{p.dtype} with {p.batch} clips of {'x'.join(map(str, p.size))} is too large",
+    )
+    with caplog.at_level(logging.WARNING):
+        for batch in (2, 30, 400):
+            for dtype in (torch.float32, torch.float64):
+                size = (batch, batch, 10 * batch)
+                choose(_problem()._replace(batch=batch, size=size, dtype=dtype))
+    told = [record.getMessage() for record in caplog.records]
+    assert [message.partition(": ")[2] for message in told] == [
+        "torch.float32 with 2 clips of 2x2x20 is too large",
+        "torch.float64 with 2 clips of 2x2x20 is too large",
+    ]
+    assert len(sys.modules["r21d_ops.backends"]._warned) == 2
+
+
 def test_a_named_gpu_is_asked_as_the_environment_forces_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from r21d_ops.problem import Problem
 _NATIVE = pytest.mark.skipif(native.load_error is not None, reason=str(native.load_error))
 H200 = "NVIDIA H200"
 BOTH = (dispatch.Candidate("triton", ("fused", "two")), dispatch.Candidate("eager"))
+CUDA = dispatch.Candidate("cuda", ("fused", "two"), unproven=True)
 
 # GFLOP; MB of input, intermediate, output; microseconds at 788 TFLOP/s and 4.3 TB/s: arithmetic,
 # then bytes of the fused kernel, of two kernels, of eager. R(2+1)D-18, bfloat16, 32x16x112x112.
@@ -107,7 +111,8 @@ def test_a_split_of_the_frames_is_charged() -> None:
 
 def test_of_equal_estimates_the_first_is_taken() -> None:
     for fused, expected in ((1.005, "fused"), (1.02, "two")):
-        way, detail = dispatch._fastest({("triton", "fused"): fused, ("triton", "two"): 1.0})
+        seconds = {("triton", "fused"): fused, ("triton", "two"): 1.0}
+        way, detail = dispatch._fastest(seconds, list(seconds))
         assert way == ("triton", expected)
         assert ("triton two 1e+03 ms" in detail) == (expected == "fused")
 
@@ -139,16 +144,81 @@ def test_the_cuda_kernels_are_estimated_by_their_planner() -> None:
 
 
 @_NATIVE
-def test_the_cuda_kernels_are_chosen_by_estimate() -> None:
-    cuda = dispatch.Candidate("cuda", ("fused", "two"))
-    route = dispatch.route(_problem(), False, H200, (cuda,))
+def test_the_ways_of_the_cuda_kernels_are_chosen_by_estimate() -> None:
+    route = dispatch.route(_problem(), False, H200, (CUDA,))
     assert route[:3] == ("cuda", "fused", "estimated")
-    slower = dispatch.route(_problem(batch=1), False, H200, (cuda,))
+    slower = dispatch.route(_problem(batch=1), False, H200, (CUDA,))
     assert slower.kernels == dispatch.inference_kernels("cuda", _problem(batch=1), H200) == "two"
-    # Beside others, the least estimate.
-    listed = dispatch.route(_problem(), False, H200, (cuda, *BOTH))
+    # Were it proven, the least estimate beside others.
+    proven = dispatch.route(_problem(), False, H200, (CUDA._replace(unproven=False), *BOTH))
     found = estimates(_problem(), False, GPUS[H200], "bfloat16")
-    assert listed.seconds == found[listed[:2]] == pytest.approx(min(found.values()), rel=0.01)
+    assert proven.seconds == found[proven[:2]] == pytest.approx(min(found.values()), rel=0.01)
+
+
+@_NATIVE
+@pytest.mark.parametrize("gpu", GPUS)
+def test_what_is_unproven_is_chosen_by_measurements_alone(
+    gpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everybody = (CUDA, *BOTH)
+    problems = [_random_problem(random.Random(seed)) for seed in range(100)]
+    for problem in problems:
+        # The others' choice is what it would be without it; its estimate is still told.
+        route, without = (dispatch.route(problem, False, gpu, c) for c in (everybody, BOTH))
+        assert route[:4] == without[:4] and route.backend != "cuda"
+        assert "cuda" in route.detail
+    # Unknown arithmetic and unknown GPUs prefer it no more.
+    double = problems[0]._replace(dtype=torch.float64)
+    assert dispatch.route(double, False, gpu, everybody[:2]).backend == "triton"
+    assert dispatch.route(problems[0], False, "Abacus 3", everybody[:2]).backend == "triton"
+    rows = [
+        _measured(problem, gpu, *way)
+        for problem in problems
+        for way in (("cuda", "two", 1.0), ("triton", "two", 2.0), ("eager", "", 3.0))
+    ]
+    measurements.TABLE.write_text(json.dumps({"schema": 1, "rows": rows}))
+    _forget()
+    for problem in problems:
+        assert dispatch.route(problem, False, gpu, everybody)[:3] == ("cuda", "two", "measured")
+
+
+@_NATIVE
+def test_an_estimate_that_is_passed_over_is_told() -> None:
+    """A problem on which the CUDA kernels' estimate is the least on an A100."""
+    small = Problem(
+        "cuda", torch.float16, 4, 64, 16, 16, (64, 112, 112), (1, 1, 1), (3, 2, 2), (0, 0, 0)
+    )
+    gpu = "NVIDIA A100-SXM4-80GB"
+    found = estimates(small, False, GPUS[gpu], "float16")
+    assert min(found, key=found.__getitem__)[0] == "cuda"
+    route = dispatch.route(small, False, gpu, (CUDA, *BOTH))
+    assert route.backend != "cuda"
+    assert route.detail.endswith("; without measurements cuda is not chosen")
+
+
+def _random_problem(draw: random.Random) -> Problem:
+    frames, side = draw.choice([1, 2, 4, 8, 16, 32, 64]), draw.choice([7, 14, 28, 56, 112, 224])
+    d, t = draw.choice([1, 3, 5, 7]), draw.choice([1, 3, 5, 7])
+    return Problem(
+        "cuda",
+        draw.choice([torch.bfloat16, torch.float16]),
+        draw.choice([1, 2, 4, 8, 32]),
+        draw.choice([3, 8, 32, 64, 128, 512]),
+        draw.choice([16, 45, 144, 288, 1152]),
+        draw.choice([8, 16, 64, 128, 512]),
+        (frames, side, side),
+        (t, d, d),
+        (draw.choice([1, 2, 3]), *[draw.choice([1, 2, 3])] * 2),
+        (t // 2, d // 2, d // 2),
+    )
+
+
+def _measured(
+    problem: Problem, gpu: str, backend: str, kernels: str, seconds: float
+) -> dict[str, Any]:
+    row = problem._asdict() | {"gpu": gpu, "training": False, "backend": backend}
+    row["arithmetic"] = str(row.pop("dtype")).removeprefix("torch.")
+    return row | {"kernels": kernels, "seconds": seconds, "file": "a.json", "commit": "0123456789"}
 
 
 @_NATIVE
@@ -162,14 +232,30 @@ def test_what_the_planner_refuses_is_no_way(monkeypatch: pytest.MonkeyPatch) -> 
     candidates = (dispatch.Candidate("cuda", ("fused", "two")),)
     route = dispatch.route(long, False, H200, candidates)
     assert route.kernels == "two"
-    assert "not fused: 4 output frames see one frame; at most 3 are served" in route.detail
+    reason = "not fused: 4 output frames see one frame, and one kernel sums at most 3"
+    assert reason in route.detail
     assert dispatch.inference_kernels("cuda", long, "A GPU of next year") == "two"
 
 
+@_NATIVE
+def test_the_limit_on_live_frames_is_the_planners() -> None:
+    most = cuda_plan.MOST_LIVE
+    for frames in (most, most + 1):
+        problem = _problem()._replace(kernel=(frames, 3, 3))
+        plan = cuda_plan.cuda_plan(problem, GPUS[H200].planned)
+        assert plan is not None and bool(plan["fused"]["refusal"]) == (frames > most)
+
+
 def test_where_nothing_is_known_the_library_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert dispatch.inference_kernels("cuda", _problem(), "A GPU of next year") == ""
-    monkeypatch.setenv("R21D_INFERENCE", "two")
-    assert dispatch.inference_kernels("cuda", _problem(), "A GPU of next year") == "two"
+    # An H200 could not run it in one kernel; of others only their library knows.
+    wide = _problem()._replace(size=(4, 32, 1500))
+    for problem in (_problem(), wide):
+        assert dispatch.inference_kernels("cuda", problem, "A GPU of next year") == ""
+        for kernels in ("fused", "two"):
+            with monkeypatch.context() as forced:
+                forced.setenv("R21D_INFERENCE", kernels)
+                found = dispatch.inference_kernels("cuda", problem, "A GPU of next year")
+                assert found == kernels
 
 
 def _ways_on_h200(problem: Problem) -> dict[str, float]:

@@ -83,3 +83,10 @@ def test_special_values(kernel: Kernel, special: float, generator: torch.Generat
     case = Case("narrow", n=1, c=5, m=18, o=5, size=(3, 5, 4))
     way = _way(kernel, case, whole=special > 0)
     check_kernel(kernel, case, torch.float32, generator, special=special, **way)
+
+
+def test_more_pixels_than_indices_are_refused() -> None:
+    """Exported programs with symbolic sizes meet no other check."""
+    x = torch.empty(1, dtype=torch.float16).expand(2**17, 8, 4, 64, 64)
+    with pytest.raises(RuntimeError, match="2147483648 pixels"):
+        launch.guard(x)

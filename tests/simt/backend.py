@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 
 from simt.library import simulator
+from simt.random_problems import CONV_TILES, FUSED_TILES
 from simt.simulated import Setting, run
 from torch import Tensor
 
 from r21d_ops.backends import cuda
-from r21d_ops.dispatch import INFERENCE_VARIABLE
+from r21d_ops.dispatch import INFERENCE_VARIABLE, cuda_plan
 from r21d_ops.problem import Problem, Triple, live_frames
 from r21d_ops.shapes import like_ndhwc, spatial_shape, temporal_shape
 
@@ -17,9 +19,6 @@ NAME = cuda.NAME
 DEVICES: tuple[str, ...] | None = ("cpu",)
 TRAINS = cuda.TRAINS
 KERNELS = cuda.KERNELS
-
-#: Output frames that see one frame, at most, in one kernel (csrc/cuda/planner.h).
-_MOST_LIVE = 3
 
 
 def unavailable() -> str | None:
@@ -50,10 +49,24 @@ def inference(
     y = like_ndhwc(x, temporal_shape(mid, temporal_weight, stride, padding))
     if x.shape[0] == 0:
         return y
-    fits = live_frames(temporal_weight.shape[2], stride[0]) <= _MOST_LIVE
-    kernels = os.environ.get(INFERENCE_VARIABLE, "fused")
-    out, _ = run(
-        x, spatial_weight, temporal_weight, scale, shift, out_scale, out_shift, residual, relu,
-        stride, padding, Setting(kernels if fits else "two"),
-    )  # fmt: skip
+    fits = live_frames(temporal_weight.shape[2], stride[0]) <= cuda_plan.MOST_LIVE
+    kernels = os.environ.get(INFERENCE_VARIABLE, "fused") if fits else "two"
+    operands = (x, spatial_weight, temporal_weight, scale, shift, out_scale, out_shift, residual,
+                relu, stride, padding)  # fmt: skip
+    # By the shapes, so that tests meet every tile and a call is the same twice.
+    rng = random.Random(str((x.shape, y.shape, spatial_weight.shape, kernels)))
+    try:
+        out, ran = run(*operands, Setting(kernels, _any_tiles(rng, y.shape[2])))
+    except ValueError as error:
+        assert "shared memory" in str(error)
+        out, ran = run(*operands, Setting(kernels))
+    assert ran["uninitialised_reads"] == 0
     return y.copy_(out)
+
+
+def _any_tiles(rng: random.Random, frames: int) -> dict[str, dict[str, int]]:
+    """Tiles of every kernel; a block of the fused one makes all ``frames`` of the output."""
+    warps, mids, _ = rng.choice(FUSED_TILES)
+    fused = {"pixel_warps": warps, "columns": mids, "chunk": frames}
+    tiles = {name: rng.choice(CONV_TILES) for name in ("spatial", "temporal")}
+    return {"fused": fused, **{k: {"pixel_warps": w, "columns": c} for k, (w, c) in tiles.items()}}

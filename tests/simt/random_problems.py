@@ -38,6 +38,8 @@ class Wanted:
         spatial, temporal: tiles of the two kernels.
         deep: a block makes several frames, its ring goes around, T is at least 4, and M takes more
             than one slice.
+        whole: M fills its slices, as the paper's does.
+        bands: of the fused kernel's input, where it has 8 channels or more.
     """
 
     dtype: str
@@ -45,19 +47,27 @@ class Wanted:
     spatial: tuple[int, int]
     temporal: tuple[int, int]
     deep: bool
+    whole: bool = False
+    bands: int = 1
 
     def __str__(self) -> str:
         tiles = self.fused or (*self.spatial, *self.temporal)
         kind = "fused" if self.fused else "two"
-        return f"{kind}-{'x'.join(map(str, tiles))}-{self.dtype}{'-deep' if self.deep else ''}"
+        flags = [name for name in ("deep", "whole") if getattr(self, name)]
+        bands = [f"bands{self.bands}"] if self.fused else []
+        return "-".join([kind, "x".join(map(str, tiles)), self.dtype, *flags, *bands])
 
 
 def every_wanted() -> list[Wanted]:
-    """Each tile in each dtype: the fused six times, five of them deep; the others ten times."""
+    """Each tile in each dtype: the fused twelve times, eight of them deep; the others ten times."""
     found = []
     for dtype in DTYPES:
         for tile in FUSED_TILES:
-            found += [Wanted(dtype, tile, (0, 0), (0, 0), deep) for deep in [True] * 5 + [False]]
+            found += [
+                Wanted(dtype, tile, (0, 0), (0, 0), deep, whole, bands)
+                for deep, whole, bands in itertools.product((True, False), (True, False), (1, 2))
+                for _ in range(2 if deep else 1)
+            ]
         for first, second in itertools.product(CONV_TILES, repeat=2):
             if (CONV_TILES.index(first) + CONV_TILES.index(second)) % 6 < 5:
                 found.append(Wanted(dtype, None, first, second, False))
@@ -99,7 +109,8 @@ def _draw(rng: random.Random, wanted: Wanted) -> Case:
     padding = (rng.randint(0, 3), rng.randint(0, 3), rng.randint(0, 3))
     if wanted.fused:
         width = wanted.fused[1]
-        mid = rng.randint(width + 1, 2 * width) if wanted.deep else rng.randint(1, width)
+        most = 2 * width if wanted.deep else width
+        mid = most if wanted.whole else rng.randint(most - width + 1, most)
     else:
         mid = rng.choice((rng.randint(1, 40), rng.randint(41, 200)))
     return Case(
@@ -139,8 +150,9 @@ def draw_problem(rng: random.Random, wanted: Wanted) -> tuple[Case, Setting]:
         if _fused_work(case, wanted.fused, chunk) > _BUDGET:
             continue
         warps, mids, _ = wanted.fused
-        bands = 1 if case.c < 8 else rng.choice((1, 2))
-        force = {"pixel_warps": warps, "columns": mids, "bands": bands, "chunk": chunk}
+        if wanted.bands == 2 and case.c < 8:
+            continue
+        force = {"pixel_warps": warps, "columns": mids, "bands": wanted.bands, "chunk": chunk}
         return case, Setting("fused", {"fused": force}, shared)
 
 

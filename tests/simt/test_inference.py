@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import random
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,10 +30,31 @@ WANTED = every_wanted()
 def _operands(
     rng: random.Random, case: Case, generator: torch.Generator, dtype: torch.dtype
 ) -> Operands:
-    """Random operands with a random part of the epilogue, weights in either memory format."""
+    """Random operands with a random part of the epilogue, weights in any memory format.
+
+    In one of four, x holds infinities and NaN.
+    """
     operands = make_operands(case, generator, dtype)
     operands = with_epilogue(operands, generator, *(rng.random() < 0.5 for _ in range(4)))
-    return operands.channels_last() if rng.random() < 0.5 else operands
+    if rng.random() < 0.25:
+        places = torch.randperm(operands.x.numel(), generator=generator)[:3]
+        values = torch.tensor([torch.inf, -torch.inf, torch.nan], dtype=dtype)[: len(places)]
+        operands.x.view(-1)[places] = values
+    layout = rng.choice(("contiguous", "channels last", "sliced"))
+    if layout == "contiguous":
+        return operands
+    operands = operands.channels_last()
+    if layout == "sliced":
+        operands.spatial_weight = _every_second(operands.spatial_weight)
+        operands.temporal_weight = _every_second(operands.temporal_weight)
+    return operands
+
+
+def _every_second(weight: Tensor) -> Tensor:
+    """The same weight as every second output channel of a larger one, channels last."""
+    larger = torch.full((2 * weight.shape[0], *weight.shape[1:]), torch.nan, dtype=weight.dtype)
+    view = larger.contiguous(memory_format=torch.channels_last_3d)[::2]
+    return view.copy_(weight)
 
 
 def _late(operands: Operands, drawn: Setting) -> tuple[Tensor, dict[str, Any], Setting] | None:
@@ -88,6 +111,18 @@ def test_random_problem(index: int, seed: int, generator: torch.Generator) -> No
     assert_accurate_over_draws(draw)
 
 
+def _compiled_tiles() -> set[tuple[str | int, ...]]:
+    """(kernel, numbers of its tile) from the macros of csrc/cuda/config.h."""
+    text = (Path(__file__).parents[2] / "csrc" / "cuda" / "config.h").read_text(encoding="utf-8")
+    found: set[tuple[str | int, ...]] = set()
+    for kernel in ("conv", "fused"):
+        macro = re.search(rf"#define R21D_{kernel.upper()}_TILES\(tile\)((?:.*\\\n)*.*)", text)
+        assert macro is not None
+        for numbers in re.findall(r"tile\(([\d, ]+)\)", macro[1]):
+            found.add((kernel, *map(int, numbers.split(","))))
+    return found
+
+
 def test_every_tile_and_depth_is_covered() -> None:
     """Each tile at least five times in each dtype, 200 problems, half of them deep."""
     tiles = collections.Counter(
@@ -95,8 +130,26 @@ def test_every_tile_and_depth_is_covered() -> None:
         for w in WANTED
         for tile in ([w.fused] if w.fused else [w.spatial, w.temporal])
     )
+    assert {("fused", *tile) for tile in FUSED_TILES} | {
+        ("conv", *tile) for tile in CONV_TILES
+    } == _compiled_tiles()
     for dtype in DTYPES:
         for tile in (*FUSED_TILES, *CONV_TILES):
             assert tiles[dtype, tile] >= 5, f"{tile} in {dtype}"
     assert len(WANTED) >= 200
     assert 2 * sum(w.deep for w in WANTED) >= len(WANTED)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("frame", range(7))
+def test_nan_stays_in_the_frames_that_see_it(
+    frame: int, stride: int, generator: torch.Generator
+) -> None:
+    """A block that makes several output frames gives each the frames that it sees, no others."""
+    case = Case("nan", n=1, c=8, m=16, o=8, size=(7, 4, 5), stride=(stride, 1, 1))
+    operands = make_operands(case, generator, torch.float16)
+    operands.x[0, 0, frame, 1, 2] = torch.nan
+    for bands in (1, 2):
+        force = {"pixel_warps": 2, "columns": 48, "bands": bands, "chunk": case.out_size[0]}
+        y, _ = simulate(operands, Setting("fused", {"fused": force}))
+        assert torch.equal(y.isnan(), exact(operands).isnan())

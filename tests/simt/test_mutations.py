@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ _ROOT = Path(__file__).parents[2]
 _ARTEFACTS = _ROOT / "build" / "simt"
 _SOURCES = _ROOT / "csrc" / "cuda"
 
-_WIDE = Case("wide", n=2, c=24, m=50, o=72, size=(5, 9, 9))
+_WIDE = Case("wide", n=2, c=24, m=49, o=72, size=(5, 9, 9))
 _STRIDED = Case("strided", n=1, c=16, m=147, o=7, size=(6, 17, 15), kernel=(3, 3, 2),
                 stride=(2, 2, 2), padding=(1, 2, 1))  # fmt: skip
-_NARROW = Case("narrow", n=2, c=3, m=17, o=16, size=(4, 13, 15), kernel=(3, 5, 5),
+_NARROW = Case("narrow", n=2, c=3, m=18, o=16, size=(4, 13, 15), kernel=(3, 5, 5),
                stride=(1, 2, 2), padding=(1, 3, 2))  # fmt: skip
 _FIVE = Case("five-channels", n=1, c=5, m=21, o=9, size=(3, 7, 9), kernel=(2, 3, 3),
              stride=(1, 1, 1), padding=(1, 1, 1))  # fmt: skip
-_DEEP = Case("deep", n=1, c=40, m=48, o=24, size=(4, 6, 7), kernel=(3, 3, 3))
+_WHOLE = Case("whole", n=1, c=8, m=144, o=8, size=(5, 5, 9), kernel=(3, 1, 1), stride=(2, 1, 1),
+              padding=(1, 0, 0))  # fmt: skip
+_DEEP = Case("deep", n=1, c=40, m=48, o=64, size=(4, 6, 7), kernel=(3, 3, 3))
 
 
 def _fused(warps: int, mids: int, bands: int, chunk: int) -> Setting:
@@ -51,6 +54,8 @@ _PROBLEMS: dict[str, list[tuple[Case, Setting]]] = {
         (_WIDE, _fused(2, 48, 1, 5)),
         (_STRIDED, _fused(2, 144, 2, 2)),
         (_DEEP, _fused(4, 48, 2, 4)),
+        (_DEEP, _fused(2, 48, 1, 4)),
+        (_WHOLE, _fused(4, 144, 1, 3)),
     ],
     "two": [
         (_FIVE, _two((2, 64), (2, 64))),
@@ -141,10 +146,17 @@ def test_no_perturbation_survives(group: str) -> None:
     assert rows and not survivors, f"{len(survivors)} of {len(rows)} survive: {survivors}"
 
 
-def test_every_kernel_file_has_its_sites() -> None:
-    """Nothing that synchronises or bounds hides in a file that no group names."""
+def test_every_site_is_reached() -> None:
+    """No site of the sources is missed by the problems, and none hides in a file of no group."""
+    for kernels, _ in _GROUPS.values():
+        for case, setting in (problem for name in kernels for problem in _PROBLEMS[name]):
+            simulate(_operands(case, False), setting)
+    reached = {row["id"].split(":")[0] + " " + row["name"] for row in simulator().sites()}
     named = {file for _, files in _GROUPS.values() for file in files}
-    sources = {
-        f"cuda/{path.name}" for path in _SOURCES.glob("*.cuh") if "R21D_SITE(" in path.read_text()
-    }
-    assert sources - named == {"cuda/ptx.cuh", "cuda/probes.cuh"} & sources
+    written = set()
+    for path in _SOURCES.glob("*.cuh"):
+        found = re.findall(r'R21D_SITE\(\s*"([^"]+)"\s*\)', path.read_text(encoding="utf-8"))
+        if path.name not in ("ptx.cuh", "probes.cuh"):
+            written |= {f"cuda/{path.name} {name}" for name in found}
+    assert {name.split(" ")[0] for name in written} == named
+    assert written <= reached, f"never reached: {sorted(written - reached)}"

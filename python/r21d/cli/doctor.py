@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from pathlib import Path
@@ -41,6 +42,10 @@ _CPU_FEATURES = (
 # What the table of backends is about: the problems of the benchmarks on a GPU.
 _BATCH, _FRAMES = 32, 16
 _CLIP = (3, _FRAMES, 112, 112)
+
+# Values of its input, at most, so that a layer's bytes and operations stay below 64 bits; and
+# frames, for the estimate tries each number of chunks of them.
+_MOST_VALUES, _MOST_FRAMES = 2**48, 2**16
 
 # What --plan is about where there is no GPU and none is named.
 _PLANNED_GPU = "NVIDIA H200"
@@ -91,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the report or a network's plan, or clear the autotuner's cache."""
     if args.plan is None and (args.clip or args.batch):
         raise UserError("--clip and --batch are for --plan: name a network")
+    if args.plan is not None and args.clear_cache:
+        raise UserError("--plan and --clear-cache are two commands: give one of them")
     if args.clear_cache:
         return _clear_cache(args.json)
     if args.plan is not None:
@@ -175,9 +182,15 @@ def _plan(args: argparse.Namespace) -> int:
     from r21d_ops.dispatch import gpu_name
 
     gpu = _known_gpu(args.gpu) if args.gpu is not None else gpu_name() or _PLANNED_GPU
-    report = doctor_plan.examine(
-        args.plan, args.clip or _CLIP, args.batch or _BATCH, gpu, elsewhere=gpu != gpu_name()
-    )
+    clip, batch = args.clip or _CLIP, args.batch or _BATCH
+    if batch * math.prod(clip) > _MOST_VALUES:
+        raise UserError(
+            f"--batch {batch} with --clip {'x'.join(map(str, clip))} is {batch * math.prod(clip)} "
+            f"values; at most {_MOST_VALUES} are planned"
+        )
+    if clip[1] > _MOST_FRAMES:
+        raise UserError(f"--clip has {clip[1]} frames; at most {_MOST_FRAMES} are planned")
+    report = doctor_plan.examine(args.plan, clip, batch, gpu, elsewhere=gpu != gpu_name())
     doctor_plan.show(report, args.json)
     return 0
 

@@ -118,6 +118,21 @@ def test_the_environment_forces_the_route(
         (["--plan", "r2plus1d_18", "--gpu", "abacus"], "--gpu 'abacus' is no GPU that is known"),
         (["--clip", "3x16x112x112"], "--clip and --batch are for --plan: name a network"),
         (["--batch", "2"], "--clip and --batch are for --plan: name a network"),
+        (
+            ["--plan", "r2plus1d_18", "--batch", "10000000000000"],
+            "--batch 10000000000000 with --clip 3x16x112x112 is 6021120000000000000 values; at "
+            "most 281474976710656 are planned",
+        ),
+        (["--plan", "r2plus1d_18", "--batch", "9" * 20], "values; at most 281474976710656 are"),
+        (["--plan", "r2plus1d_18", "--clip", f"3x16x{10**20}x1"], "values; at most 28147497671"),
+        (
+            ["--plan", "r2plus1d_18", "--clip", "3x65537x8x8"],
+            "--clip has 65537 frames; at most 65536 are planned",
+        ),
+        (
+            ["--plan", "r2plus1d_18", "--clear-cache"],
+            "--plan and --clear-cache are two commands: give one of them",
+        ),
     ],
 )
 def test_bad_requests(
