@@ -87,8 +87,8 @@ def guard(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     pixels = tensor.shape[0] * math.prod(tensor.shape[2:])
     if pixels > MOST_INDEX:
         raise RuntimeError(
-            f"a tensor of shape {tuple(tensor.shape)} has {pixels} pixels; at most {MOST_INDEX} are "
-            "indexed"
+            f"a tensor of shape {tuple(tensor.shape)} has {pixels} pixels; at most {MOST_INDEX} "
+            "are indexed"
         )
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
