@@ -49,4 +49,43 @@ struct TemporalGeometry {
   }
 };
 
+struct Geometry {
+  SpatialGeometry spatial;
+  TemporalGeometry temporal;
+};
+
+// Both convolutions from sizes N, C, T, H, W, M, O and from (t, h, w) of kernel, stride and
+// padding.
+template <class Values>
+Geometry make_geometry(
+    const Values& sizes, const Values& kernel, const Values& stride, const Values& padding) {
+  SpatialGeometry s{};
+  s.n = sizes[0];
+  s.c = sizes[1];
+  s.t = sizes[2];
+  s.h = sizes[3];
+  s.w = sizes[4];
+  s.m = sizes[5];
+  s.kh = kernel[1];
+  s.kw = kernel[2];
+  s.sh = stride[1];
+  s.sw = stride[2];
+  s.ph = padding[1];
+  s.pw = padding[2];
+  s.ho = output_size(s.h, s.kh, s.sh, s.ph);
+  s.wo = output_size(s.w, s.kw, s.sw, s.pw);
+  TemporalGeometry t{};
+  t.n = s.n;
+  t.m = s.m;
+  t.t = s.t;
+  t.ho = s.ho;
+  t.wo = s.wo;
+  t.o = sizes[6];
+  t.kt = kernel[0];
+  t.st = stride[0];
+  t.pt = padding[0];
+  t.to = output_size(t.t, t.kt, t.st, t.pt);
+  return {s, t};
+}
+
 }  // namespace r21d

@@ -155,32 +155,7 @@ std::string cuda_plan(
   check_values(stride, 3, 1, "stride");
   check_values(padding, 3, 0, "padding");
   check_values(gpu, 5, 1, "gpu");
-  SpatialGeometry s{};
-  s.n = sizes[0];
-  s.c = sizes[1];
-  s.t = sizes[2];
-  s.h = sizes[3];
-  s.w = sizes[4];
-  s.m = sizes[5];
-  s.kh = kernel[1];
-  s.kw = kernel[2];
-  s.sh = stride[1];
-  s.sw = stride[2];
-  s.ph = padding[1];
-  s.pw = padding[2];
-  s.ho = output_size(s.h, s.kh, s.sh, s.ph);
-  s.wo = output_size(s.w, s.kw, s.sw, s.pw);
-  TemporalGeometry t{};
-  t.n = s.n;
-  t.m = s.m;
-  t.t = s.t;
-  t.ho = s.ho;
-  t.wo = s.wo;
-  t.o = sizes[6];
-  t.kt = kernel[0];
-  t.st = stride[0];
-  t.pt = padding[0];
-  t.to = output_size(t.t, t.kt, t.st, t.pt);
+  const auto [s, t] = make_geometry(sizes, kernel, stride, padding);
   STD_TORCH_CHECK(
       s.c > 0 && s.t > 0 && s.m > 0 && t.o > 0 && s.ho > 0 && s.wo > 0 && t.to > 0,
       "the problem has an empty axis or output");

@@ -156,32 +156,16 @@ py::tuple conv2plus1d(
     const std::string& kernels,
     int shared_block,
     const py::dict& force) {
-  SpatialGeometry s{};
-  s.n = x.shape(0);
-  s.t = x.shape(1);
-  s.h = x.shape(2);
-  s.w = x.shape(3);
-  s.c = x.shape(4);
-  s.m = spatial_weight.shape(0);
-  s.kh = spatial_weight.shape(3);
-  s.kw = spatial_weight.shape(4);
-  s.sh = stride.at(1);
-  s.sw = stride.at(2);
-  s.ph = padding.at(1);
-  s.pw = padding.at(2);
-  s.ho = output_size(s.h, s.kh, s.sh, s.ph);
-  s.wo = output_size(s.w, s.kw, s.sw, s.pw);
-  TemporalGeometry t{};
-  t.n = s.n;
-  t.m = s.m;
-  t.t = s.t;
-  t.ho = s.ho;
-  t.wo = s.wo;
-  t.o = temporal_weight.shape(0);
-  t.kt = temporal_weight.shape(2);
-  t.st = stride.at(0);
-  t.pt = padding.at(0);
-  t.to = output_size(t.t, t.kt, t.st, t.pt);
+  const Ints sizes{
+      x.shape(0),
+      x.shape(4),
+      x.shape(1),
+      x.shape(2),
+      x.shape(3),
+      spatial_weight.shape(0),
+      temporal_weight.shape(0)};
+  const Ints kernel{temporal_weight.shape(2), spatial_weight.shape(3), spatial_weight.shape(4)};
+  const auto [s, t] = make_geometry(sizes, kernel, stride, padding);
 
   const cuda::Gpu gpu{132, shared_block, shared_block + cuda::kReservedShared, 800e12, 3e12};
   const cuda::ForcedPlan wanted{
