@@ -1,4 +1,4 @@
-"""The CUDA kernels in the simulator: every tile, random problems, early and late (about 100 s)."""
+"""The CUDA kernels in the simulator: every tile, random problems, early and late (about 40 s)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every synchronisation site of the CUDA kernels, perturbed: does a test notice? (about 60 s)
+"""Every synchronisation site of the CUDA kernels, perturbed: does a test notice? (about 20 s)
 
 A perturbed kernel runs the problems below until one faults or differs. The outcomes are written to
 ``build/simt/mutations-<group>.json``.
