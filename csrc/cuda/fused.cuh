@@ -239,11 +239,10 @@ fused_kernel(const FusedParams p) {
 
   WeightFeed<Tile> feed(p, ring, chunk, first_column);
   FrameWalk<Tile> walk(p, chunk);
-  walk.settle();
   int band = 0;  // in use, of p.bands
   int slot = 0;  // to read
-  if (!p.narrow && !walk.done()) {
-    load_band<Tile>(p, walk.frame(), bands);
+  if (!p.narrow && !feed.walk.done()) {
+    load_band<Tile>(p, feed.walk.frame(), bands);
   }
 #pragma unroll
   for (int s = 0; s < Tile::kStages - 1; ++s) {
@@ -271,8 +270,6 @@ fused_kernel(const FusedParams p) {
     return ring + current * Tile::kStageBytes;
   };
 
-  walk.step = walk.first;
-  walk.j = 0;
   for (; !walk.done(); walk.advance()) {
     if (walk.wanted()) {
       if (p.narrow) {

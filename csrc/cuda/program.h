@@ -105,19 +105,12 @@ const void* pack_temporal(
   return pack(device, p);
 }
 
-// x with its channels, or a copy with more of them where rows of 16-byte chunks need it.
-struct Input {
-  const void* data;
-  int64_t channels;
-  bool narrow;
-};
-
+// x, or a copy with read_channels() channels where rows of 16-byte chunks need it.
 template <class Device>
-Input input_of(Device& device, const void* x, const SpatialGeometry& g) {
+const void* readable_input(Device& device, const void* x, const SpatialGeometry& g) {
   if (is_narrow(g)) {
-    return {x, g.c, true};
+    return x;
   }
-  const int64_t channels = read_channels(g);
   PackParams p{};
   p.in = x;
   p.stride_outer = g.c;
@@ -126,9 +119,9 @@ Input input_of(Device& device, const void* x, const SpatialGeometry& g) {
   p.rows = 1;
   p.cols = 1;
   p.inner = static_cast<int>(g.c);
-  p.padded = static_cast<int>(channels);
+  p.padded = static_cast<int>(read_channels(g));
   p.length = p.padded;
-  return {pack(device, p), channels, false};
+  return pack(device, p);
 }
 
 inline Epilogue output_epilogue(const Operands& in, const TemporalGeometry& t) {
@@ -145,6 +138,26 @@ inline Epilogue output_epilogue(const Operands& in, const TemporalGeometry& t) {
 }
 
 // ---- two kernels, v in memory
+
+// Without the tensors and the epilogue.
+inline ConvParams conv_params(const ConvProblem& c, int64_t stride_rows, int64_t stride_cols) {
+  ConvParams p{};
+  p.pixels = static_cast<int>(c.pixels());
+  p.rows = static_cast<int>(c.rows);
+  p.cols = static_cast<int>(c.cols);
+  p.channels = static_cast<int>(c.channels);
+  p.out_rows = static_cast<int>(c.out_rows);
+  p.out_cols = static_cast<int>(c.out_cols);
+  p.kernel_rows = static_cast<int>(c.kernel_rows);
+  p.kernel_cols = static_cast<int>(c.kernel_cols);
+  p.stride_rows = static_cast<int>(stride_rows);
+  p.stride_cols = static_cast<int>(stride_cols);
+  p.padding_rows = static_cast<int>(c.padding_rows);
+  p.padding_cols = static_cast<int>(c.padding_cols);
+  p.depth = static_cast<int>(c.depth());
+  p.narrow = c.narrow;
+  return p;
+}
 
 template <class T, class Device>
 void launch_conv(Device& device, const ConvPlan& plan, const ConvParams& p) {
@@ -168,25 +181,9 @@ void run_two(
   const int64_t pitch = mid_pitch(s);
   void* v = device.allocate(s.n * s.t * s.ho * s.wo * pitch * 2);
 
-  const Input input = input_of(device, in.x, s);
-  const int64_t taps = s.kh * s.kw;
-  ConvParams p{};
-  p.x = input.data;
-  p.channels = static_cast<int>(input.channels);
-  p.narrow = input.narrow;
-  p.depth = static_cast<int>(round_up(taps * input.channels, kChunk));
-  p.weight = pack_spatial(device, in.spatial_weight, s, input.channels, p.depth);
-  p.pixels = static_cast<int>(s.n * s.t * s.ho * s.wo);
-  p.rows = static_cast<int>(s.h);
-  p.cols = static_cast<int>(s.w);
-  p.out_rows = static_cast<int>(s.ho);
-  p.out_cols = static_cast<int>(s.wo);
-  p.kernel_rows = static_cast<int>(s.kh);
-  p.kernel_cols = static_cast<int>(s.kw);
-  p.stride_rows = static_cast<int>(s.sh);
-  p.stride_cols = static_cast<int>(s.sw);
-  p.padding_rows = static_cast<int>(s.ph);
-  p.padding_cols = static_cast<int>(s.pw);
+  ConvParams p = conv_params(spatial_problem(s), s.sh, s.sw);
+  p.x = readable_input(device, in.x, s);
+  p.weight = pack_spatial(device, in.spatial_weight, s, p.channels, p.depth);
   p.epilogue.scale = in.scale;
   p.epilogue.shift = in.shift;
   p.epilogue.out = v;
@@ -196,21 +193,9 @@ void run_two(
   p.epilogue.chunks = true;
   launch_conv<T>(device, plan.spatial, p);
 
-  ConvParams q{};
+  ConvParams q = conv_params(temporal_problem(s, t), t.st, 1);
   q.x = v;
-  q.channels = static_cast<int>(pitch);
-  q.depth = static_cast<int>(t.kt * pitch);
   q.weight = pack_temporal(device, in.temporal_weight, t, pitch);
-  q.pixels = static_cast<int>(t.n * t.to * t.ho * t.wo);
-  q.rows = static_cast<int>(t.t);
-  q.cols = static_cast<int>(t.ho * t.wo);
-  q.out_rows = static_cast<int>(t.to);
-  q.out_cols = q.cols;
-  q.kernel_rows = static_cast<int>(t.kt);
-  q.kernel_cols = 1;
-  q.stride_rows = static_cast<int>(t.st);
-  q.stride_cols = 1;
-  q.padding_rows = static_cast<int>(t.pt);
   q.epilogue = output_epilogue(in, t);
   launch_conv<T>(device, plan.temporal, q);
 }
@@ -225,19 +210,18 @@ void run_fused(
     const TemporalGeometry& t,
     const FusedPlan& plan) {
   const int64_t pitch = mid_pitch(s);
-  const Input input = input_of(device, in.x, s);
   FusedParams p{};
-  p.x = input.data;
-  p.channels = static_cast<int>(input.channels);
-  p.narrow = input.narrow;
+  p.x = readable_input(device, in.x, s);
+  p.channels = static_cast<int>(read_channels(s));
+  p.narrow = is_narrow(s);
   p.depth = plan.depth;
   p.band_channels = plan.band_channels;
   p.band_cols = plan.band_cols;
   p.band_bytes = plan.band_bytes;
   p.bands = plan.bands;
   p.raw_bytes = plan.raw_bytes;
-  p.spatial_weight = pack_spatial(
-      device, in.spatial_weight, s, input.narrow ? s.c : plan.band_channels, plan.depth);
+  p.spatial_weight =
+      pack_spatial(device, in.spatial_weight, s, p.narrow ? s.c : plan.band_channels, plan.depth);
   p.temporal_weight = pack_temporal(device, in.temporal_weight, t, pitch);
   p.scale = in.scale;
   p.shift = in.shift;
@@ -261,7 +245,7 @@ void run_fused(
   p.tiles = plan.tiles;
   p.chunk = plan.chunk;
   p.epilogue = output_epilogue(in, t);
-  const Grid grid{int64_t{plan.tiles} * s.n, plan.chunks, plan.column_tiles};
+  const Grid grid{plan.grid_x, plan.grid_y, plan.grid_z};
 #define R21D_LAUNCH(kWarps, kMids, kLive)                                                      \
   if (plan.pixel_warps == kWarps && plan.mids == kMids && plan.live == kLive) {                \
     using Tile = FusedTile<kWarps, kMids, kLive>;                                              \

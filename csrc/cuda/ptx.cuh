@@ -21,7 +21,6 @@
 #include <cstdint>
 
 #define R21D_DEVICE __device__ __forceinline__
-#define R21D_HOST_DEVICE __host__ __device__ __forceinline__
 // A kernel of at most `threads` a block, at least `blocks` of which fit a multiprocessor.
 #define R21D_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define R21D_SITE(name) \

@@ -13,7 +13,6 @@
 #include "simt/site.h"
 
 #define R21D_DEVICE inline
-#define R21D_HOST_DEVICE inline
 #define R21D_KERNEL(threads, blocks) inline void
 #define R21D_STATIC_SHARED(name, bytes)                                    \
   static constinit ::r21d::simt::StaticShared name##_record{#name, bytes}; \
