@@ -36,6 +36,8 @@
 #       pack_bfloat16 pack_float16 unpack_bfloat16 unpack_float16
 #   - every Triton kernel (so far interpreted on a CPU, and compiled without being run), its
 #     variants that use TMA, the autotuner and its cache, its times under CUDA graphs;
+#   - uint8 clips normalised on the GPU in evaluation (tests/gpu/test_evaluation.py), and evaluation
+#     on several GPUs by torchrun;
 #   - the choice of a backend: measured tables made of GPU results, and how far the estimate is off;
 #   - compute-sanitizer over the CUDA kernels (tests/gpu/sanitize.sh);
 #   - tests in several processes that share one GPU.

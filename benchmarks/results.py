@@ -31,6 +31,7 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -111,25 +112,32 @@ def versions(device: str) -> dict[str, Any]:
     }
 
 
-def document(suite: Suite) -> dict[str, Any]:
-    """The whole run as plain JSON values."""
-    device = suite.settings.device
+def provenance(device: str, started: datetime, load_before: float | None) -> dict[str, Any]:
+    """When, of which commit, where and with which versions a run was made, as JSON values."""
     commit = os.environ.get("R21D_COMMIT") or _output("git", "rev-parse", "HEAD")
     # Results of earlier runs, and what git does not know, change no figure.
     status = _output("git", "status", "--porcelain", "--untracked-files=no", ":!benchmarks/results")
     return {
-        "schema": SCHEMA,
-        "created": suite.started.isoformat(timespec="seconds"),
+        "created": started.isoformat(timespec="seconds"),
         "commit": commit,
         "dirty": None if status is None else bool(status),
         "machine": machine(device),
-        "load_before": suite.load_before,
+        "load_before": load_before,
         "versions": versions(device),
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
             if name.startswith(("R21D_", "TRITON_"))
         },
+    }
+
+
+def document(suite: Suite) -> dict[str, Any]:
+    """The whole run as plain JSON values."""
+    device = suite.settings.device
+    return {
+        "schema": SCHEMA,
+        **provenance(device, suite.started, suite.load_before),
         "settings": {**asdict(suite.settings), "clips": suite.settings.clips},
         "memory": memory.DEVICE_METHOD if device == "cuda" else memory.HOST_METHOD,
         "ceilings": {
@@ -146,10 +154,14 @@ def write_results(suite: Suite, folder: Path | None = None) -> Path:
     Written again with more cases, a run replaces its own file.
     ``folder`` stands for :data:`RESULTS`; the file goes into its subfolder for the machine.
     """
-    run = document(suite)
-    target = (RESULTS if folder is None else folder) / str(run["machine"]["slug"])
+    return write_run(document(suite), RESULTS if folder is None else folder)
+
+
+def write_run(run: dict[str, Any], folder: Path, kind: str = "") -> Path:
+    """Writes ``run`` into ``folder/<machine>/<kind>/``, named by its time and commit."""
+    target = folder / str(run["machine"]["slug"]) / kind
     target.mkdir(parents=True, exist_ok=True)
-    moment = suite.started.strftime("%Y%m%dT%H%M%SZ")
+    moment = datetime.fromisoformat(run["created"]).strftime("%Y%m%dT%H%M%SZ")
     path = target / f"{moment}-{(run['commit'] or 'no-commit')[:10]}.json"
     handle, temporary = tempfile.mkstemp(dir=target, prefix=".", suffix=".json")
     try:

@@ -35,10 +35,18 @@ _MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("r21d.models", ()),
     ("r21d.weights", ()),
     ("r21d.video", ()),
+    (
+        "r21d.video.lists",
+        (
+            *("VideoList", "VideoItem", "open_list", "list_splits", "list_folder", "list_csv"),
+            *("list_kinetics", "list_ucf101", "list_hmdb51", "list_sports1m", "list_weizmann"),
+            *("find_videos", "is_video"),
+        ),
+    ),
     ("r21d.video.motion", ("write_motion_dataset",)),
     ("r21d.training", ()),
     ("r21d.evaluation", ()),
-    ("r21d.plots", ("filmstrip", "training_curves")),
+    ("r21d.plots", ("confusion_matrix", "filmstrip", "training_curves")),
 )
 _INTRODUCTION = """# API
 

@@ -55,8 +55,9 @@ def test_commands_parse(command: str) -> None:
         check_name(args.model)
     # `r21d info` has a switch of that name.
     weights = getattr(args, "weights", False)
-    if isinstance(weights, str) and not re.fullmatch(r"FILE|.*\.safetensors", weights):
-        assert weights in list_weights()
+    for name in weights if isinstance(weights, list) else [weights]:
+        if isinstance(name, str) and not re.fullmatch(r"FILE|.*\.safetensors", name):
+            assert name in list_weights()
     assert callable(args.run)
 
 

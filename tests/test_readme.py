@@ -22,7 +22,7 @@ def blocks(language: str) -> list[str]:
 
 def test_there_is_code() -> None:
     assert len(blocks("python")) >= 3
-    assert len(blocks("sh")) == 3
+    assert len(blocks("sh")) == 4
 
 
 def test_result_table_is_that_of_a_result_file() -> None:

@@ -1,4 +1,4 @@
-"""Pictures of results: a prediction as a filmstrip, training as curves."""
+"""Pictures of results: a prediction as a filmstrip, training as curves, errors as a matrix."""
 
 from __future__ import annotations
 
@@ -23,12 +23,21 @@ _BAR = "#c3ccd6"
 _BEST = "#1f6feb"
 _RUNS = ("#1f6feb", "#d1622b", "#2da44e", "#8250df", "#bf3989", "#57606a")
 
+_RIGHT_SHADES = ("#ffffff", "#b6d4fe", "#1f6feb", "#0a3069")
+_WRONG_SHADES = ("#ffffff", "#ffd8b5", "#d1622b", "#762c00")
+
 _FRAMES_SHOWN = 8
 _WIDTH = 11.0  # inches
 _MARGIN = 0.3
 _GAP = 0.06
 _BAR_HEIGHT = 0.3
 _TALLEST = 2.6
+_CELLS = ((12, 0.42), (25, 0.3), (60, 0.18), (150, 0.12), (math.inf, 0.07))
+"""Up to how many classes a matrix's cells have that many inches."""
+_COUNTED = 0.3
+"""Inches of a cell that has room for its count."""
+_LONGEST_NAME = 28
+_ERRORS_SHOWN = 15
 
 
 def filmstrip(
@@ -122,6 +131,64 @@ def training_curves(
     _save(figure, path)
 
 
+def confusion_matrix(
+    confusion: torch.Tensor,
+    classes: Sequence[str],
+    path: str | os.PathLike[str],
+    *,
+    title: str = "",
+) -> None:
+    """Write a PNG of which class was taken for which: rows by true class, columns by top class.
+
+    ``confusion`` is int64 (classes, classes), as in `r21d.evaluation.EvalResult`. A cell's shade is
+    its share of the row, blue where right, orange where wrong; of few classes it shows the count,
+    too. Classes without videos have no row, and what was taken for one of them is counted in a
+    last column, "others". Beneath stand the most frequent errors. The picture grows with the
+    number of classes, and every class is named. The file appears whole or not at all.
+
+    Raises ValueError when the matrix is not square, does not fit the names, or counts nothing.
+    """
+    _check_confusion(confusion, classes)
+    shown = confusion.sum(1).nonzero().flatten().tolist()
+    counts = confusion[shown][:, shown]
+    columns = [classes[number] for number in shown]
+    others = confusion[shown].sum(1) - counts.sum(1)
+    if others.any():
+        counts = torch.cat([counts, others[:, None]], 1)
+        columns.append("others")
+    rows = [classes[number] for number in shown]
+    # Inches of a cell, and points of type that fit into one.
+    cell = next(size for most, size in _CELLS if len(rows) <= most)
+    points = min(9.0, 72 * cell * 0.85)
+    names = 0.62 * points / 72 * max(len(_shorten(name, _LONGEST_NAME)) for name in columns) + 0.1
+    errors = _most_frequent_errors(counts, rows, columns)
+    table = 0.2 * (len(errors) + 2)
+    matrix_width, matrix_height = cell * len(columns), cell * len(rows)
+    width = max(names + matrix_width + 2 * _MARGIN, 8.0)
+    heading = 0.75
+    height = heading + names + matrix_height + table + _MARGIN
+    figure = _figure(width, height)
+    correct = int(confusion.diagonal().sum())
+    total = int(confusion.sum())
+    _write(figure, _MARGIN, height - 0.3, _shorten(title or "confusion matrix", 70), 13, bold=True)
+    subtitle = (
+        f"rows: true class, columns: top class; {correct} of {total} right (blue), the others wrong"
+        " (orange); the larger its share of the row, the darker a cell"
+    )
+    _write(figure, _MARGIN, height - 0.55, subtitle, 8.5, _FAINT)
+    axes = _axes(figure, _MARGIN + names, table + _MARGIN, matrix_width, matrix_height)
+    _draw_matrix(axes, counts, cell)
+    for place, name in enumerate(columns):
+        _label(axes, place, -0.5 - 0.06 / cell, name, points, rotation=90, ha="center", va="bottom")
+    for place, name in enumerate(rows):
+        _label(axes, -0.5 - 0.06 / cell, place, name, points, ha="right", va="center")
+    if errors:
+        _write(figure, _MARGIN, table, "most frequent errors", 9, bold=True)
+    for place, text in enumerate(errors):
+        _write(figure, _MARGIN, table - 0.2 * (place + 1), text, 8.5)
+    _save(figure, path)
+
+
 def _fitting_width(count: int) -> float:
     """Inches for each of ``count`` frames in a row."""
     return (_WIDTH - 2 * _MARGIN - (count - 1) * _GAP) / count
@@ -165,6 +232,73 @@ def _draw_pair(
                 marker="o" if len(points) == 1 else None,
                 label=f"{name}, {kind}" if name else kind,
             )
+
+
+def _draw_matrix(axes: Axes, counts: torch.Tensor, cell: float) -> None:
+    """Shades by share of the row; counts where they fit."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    rows, columns = counts.shape
+    shares = counts / counts.sum(1, keepdim=True)
+    # The square root: an error of a few per cent must not look like none.
+    shades = shares.sqrt().numpy()
+    right, wrong = (
+        torch.from_numpy(LinearSegmentedColormap.from_list("", colours)(shades, bytes=True))
+        for colours in (_RIGHT_SHADES, _WRONG_SHADES)
+    )
+    own = torch.eye(rows, columns, dtype=torch.bool)
+    picture = torch.where(own[..., None], right, wrong)[..., :3]
+    axes.imshow(picture.numpy(), interpolation="nearest", aspect="auto")
+    axes.tick_params(length=0, labelbottom=False, labelleft=False)
+    for side in axes.spines.values():
+        side.set_color(_GRID)
+    thickness = 0.5 if cell >= _CELLS[-2][1] else 0.15
+    line: dict[str, Any] = {"colors": _GRID, "linewidths": thickness}
+    axes.hlines([row + 0.5 for row in range(rows - 1)], -0.5, columns - 0.5, **line)
+    axes.vlines([column + 0.5 for column in range(columns - 1)], -0.5, rows - 0.5, **line)
+    if cell < _COUNTED:
+        return
+    for row, column in counts.nonzero().tolist():
+        colour = "white" if shares[row, column] > 0.35 else _INK
+        text = str(int(counts[row, column]))
+        size = min(9.0, 72 * cell * 0.95 / len(text))
+        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
+
+
+def _most_frequent_errors(
+    counts: torch.Tensor, rows: Sequence[str], columns: Sequence[str]
+) -> list[str]:
+    wrong = counts.clone()
+    wrong.fill_diagonal_(0)
+    order = wrong.flatten().sort(descending=True, stable=True).indices[:_ERRORS_SHOWN].tolist()
+    lines = []
+    for place in order:
+        row, column = divmod(place, len(columns))
+        if wrong[row, column]:
+            of = f"{int(wrong[row, column])} of {int(counts[row].sum())}"
+            lines.append(f"{of}  {_shorten(rows[row], 40)} → {_shorten(columns[column], 40)}")
+    return lines
+
+
+def _label(axes: Axes, x: float, y: float, name: str, points: float, **place: Any) -> None:
+    text = _shorten(name, _LONGEST_NAME)
+    axes.text(x, y, text, fontsize=points, color=_INK, parse_math=False, **place)
+
+
+def _write(
+    figure: Figure,
+    left: float,
+    bottom: float,
+    text: str,
+    points: float,
+    colour: str = _INK,
+    bold: bool = False,
+) -> None:
+    """Text at a place given in inches."""
+    width, height = figure.get_size_inches()
+    weight = "bold" if bold else "normal"
+    style: dict[str, Any] = {"fontsize": points, "color": colour, "fontweight": weight}
+    figure.text(left / width, bottom / height, text, va="center", parse_math=False, **style)
 
 
 def _style(axes: Axes, label: str, last_epoch: int) -> None:
@@ -212,7 +346,19 @@ def _cycle(count: int) -> list[str]:
 
 
 def _shorten(text: str, limit: int) -> str:
+    """One line of at most ``limit`` characters, all of which a font may have."""
+    text = "".join(character if character.isprintable() else "�" for character in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _check_confusion(confusion: torch.Tensor, classes: Sequence[str]) -> None:
+    if confusion.dim() != 2 or confusion.shape != (len(classes), len(classes)):
+        raise ValueError(
+            f"confusion must be square with a row for each of the {len(classes)} classes,"
+            f" got {tuple(confusion.shape)}"
+        )
+    if int(confusion.sum()) < 1 or int(confusion.min()) < 0:
+        raise ValueError("confusion must count at least one video, and nothing below 0")
 
 
 def _check_filmstrip(clip: torch.Tensor, scores: Sequence[tuple[str, float]]) -> None:

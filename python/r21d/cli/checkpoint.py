@@ -9,16 +9,21 @@ from r21d.cli.errors import UserError
 from r21d.models import VideoModel
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    """``--weights``; a checkpoint of one's own reads better as ``--checkpoint``."""
+def add_weights(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """``--weights``; a checkpoint of one's own reads better as ``--checkpoint``.
+
+    ``several`` takes a list, one checkpoint for each split of a data set.
+    """
     parser.add_argument(
         "--weights",
         "--checkpoint",
         dest="weights",
         required=True,
+        nargs="+" if several else None,
         metavar="FILE|URL|NAME",
         help="a checkpoint of r21d train, a published file of torchvision, ig65m, VMZ, mmaction2 "
-        "or I3D, its URL, or a name that r21d info --weights lists",
+        "or I3D, its URL, or a name that r21d info --weights lists"
+        + ("; one for all splits, or one for each" if several else ""),
     )
 
 

@@ -23,7 +23,7 @@ _LAYOUTS = {"r21d": (".safetensors",), "torchvision": (".pth", ".pt")}
 _ASSUMPTIONS: dict[str, tuple[str, ...]] = {
     "eps ": ("eps",),
     "BatchNorm's eps ": ("eps",),
-    "clips ": ("clip_len", "frame_rate"),
+    "clips ": ("clip_len", "frame_rate", "frame_stride"),
     "400 classes ": ("labels",),
     "conv1 ": (),
     "a max-pool ": (),
@@ -59,6 +59,11 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
         type=frame_rate,
         default=argparse.SUPPRESS,
         help="frames a second, or native",
+    )
+    parser.add_argument(
+        "--frame-stride",
+        type=positive,
+        help="take every so manieth of these frames (default: 1 where --frame-rate is given)",
     )
     parser.add_argument("--labels", metavar="FILE", help="label names, one a line, in order")
     parser.set_defaults(run=run)
@@ -161,12 +166,14 @@ def _input(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
     if args.clip_len is not None:
         changes["clip_len"] = args.clip_len
     if hasattr(args, "frame_rate"):
-        changes["frame_rate"] = args.frame_rate
+        changes |= {"frame_rate": args.frame_rate, "frame_stride": 1}
+    if args.frame_stride is not None:
+        changes["frame_stride"] = args.frame_stride
     if changes and not checkpoint.input:
         raise UserError(
-            f"{args.source} does not tell how clips are scaled and normalised, so --clip-len and "
-            "--frame-rate alone do not describe its input; leave them out and set "
-            "model.input_spec"
+            f"{args.source} does not tell how clips are scaled and normalised, so --clip-len, "
+            "--frame-rate and --frame-stride alone do not describe its input; leave them out and "
+            "set model.input_spec"
         )
     return {**checkpoint.input, **changes}
 
@@ -174,7 +181,12 @@ def _input(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
 def _given(args: argparse.Namespace) -> dict[str, str]:
     """The options that overrule, for the checkpoint's notes."""
     labels = None if args.labels is None else Path(args.labels).name
-    given = {"eps": args.eps, "clip_len": args.clip_len, "labels": labels}
+    given = {
+        "eps": args.eps,
+        "clip_len": args.clip_len,
+        "frame_stride": args.frame_stride,
+        "labels": labels,
+    }
     texts = {name: str(value) for name, value in given.items() if value is not None}
     if hasattr(args, "frame_rate"):
         texts["frame_rate"] = "native" if args.frame_rate is None else f"{args.frame_rate:g}"
@@ -256,9 +268,12 @@ def _describe(input: dict[str, Any]) -> str:
     if not input:
         return "not known"
     rate = input["frame_rate"]
+    stride = input["frame_stride"]
+    every = "" if stride == 1 else f", one in {stride}"
     resize = input["resize"]
     return (
-        f"{input['clip_len']} frames at {'the native rate' if rate is None else f'{rate:g}/s'}, "
+        f"{input['clip_len']} frames at {'the native rate' if rate is None else f'{rate:g}/s'}"
+        f"{every}, "
         f"{'x'.join(map(str, input['crop']))} of "
         f"{f'shorter side {resize}' if isinstance(resize, int) else 'x'.join(map(str, resize))}, "
         f"mean {', '.join(map(str, input['mean']))}, std {', '.join(map(str, input['std']))}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 
 SOME_FAILED_EXIT = 1
@@ -42,6 +43,24 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def printable(path: str | bytes | os.PathLike[str]) -> str:
+    """A path as one line of characters that can be shown, whatever bytes the name is made of.
+
+    Line breaks and other control characters become escapes (``\\n``), as do bytes that are not
+    UTF-8 (``\\xff``).
+    """
+    return "".join(map(_shown, os.fsdecode(path)))
+
+
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode's stand-ins for bytes 0x80 to 0xff
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
 def print_error(message: str) -> None:
     """One line on stderr."""
-    print(f"r21d: error: {message}", file=sys.stderr)
+    print(f"r21d: error: {printable(message)}", file=sys.stderr)

@@ -1,18 +1,33 @@
-"""``r21d eval``: accuracy of a trained network on a folder of videos."""
+"""``r21d eval``: accuracy of a trained network on a set of videos."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import importlib.util
+import logging
+import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r21d.cli.arguments import Subcommands, add_device, count, positive, resolve_device
 from r21d.cli.checkpoint import add_weights, load_model
-from r21d.cli.errors import SOME_FAILED_EXIT, UserError, print_error
-from r21d.cli.tables import print_table
+from r21d.cli.clips import add_clips, clip_sampling, input_spec
+from r21d.cli.data import add_data, splits, video_list
+from r21d.cli.errors import SOME_FAILED_EXIT, UserError, print_error, printable, user_errors
+from r21d.cli.eval_report import as_json, print_mean, print_result
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from r21d.evaluation import EvalResult
+    from r21d.evaluation.distributed import Ranks
+    from r21d.models import VideoModel
+    from r21d.video import VideoDataset
+
+_STDOUT = "-"
+_MOST_NAMES = 10
 
 
 def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
@@ -20,81 +35,239 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "eval",
         parents=[common],
-        help="clip and video accuracy on a folder of videos",
-        description="Classify FOLDER/<class>/<video files>, whose folders are named like the "
-        "checkpoint's classes, and report clip@1, clip@5, video@1 and video@5 (scores averaged "
-        "after softmax), the accuracy of each class and the files that could not be decoded; "
-        "the exit code is 1 where there are any.",
-        epilog="example: r21d eval videos/test --checkpoint runs/mine/best.safetensors --json",
+        usage="r21d eval DATA --weights FILE|URL|NAME [FILE|URL|NAME ...] [option ...]",
+        help="clip and video accuracy on a set of videos",
+        description="Classify several clips of every video of DATA, whose classes are named like "
+        "the checkpoint's, and report clip@1, clip@5, video@1 and video@5 (softmax scores averaged "
+        "over a video's clips), the accuracy of each class and the files that could not be "
+        "decoded; the exit code is 1 where there are any. Started by torchrun, its processes share "
+        "the videos, a GPU each, and the figures stay the same.",
+        epilog="examples: r21d eval videos/test --weights runs/mine/best.safetensors; "
+        "r21d eval UCF-101 --dataset ucf101 --annotations ucfTrainTestlist --split all --weights "
+        "split1.safetensors split2.safetensors split3.safetensors; "
+        "torchrun --nproc-per-node 8 -m r21d eval ...",
     )
-    parser.add_argument("folder", metavar="FOLDER", help="videos, a sub-folder a class")
-    add_weights(parser)
+    add_data(parser)
+    add_weights(parser, several=True)
+    add_clips(parser)
+    _add_output(parser)
     parser.add_argument(
-        "--clips", type=positive, default=10, help="clips a video (default: 10, the paper's)"
+        "--batch-size", type=positive, default=16, help="clips a forward pass (default: 16)"
     )
-    parser.add_argument("--batch-size", type=positive, default=16, help="clips a forward pass")
     parser.add_argument("--workers", type=count, default=0, help="decoding processes (default: 0)")
-    parser.add_argument("--confusion", action="store_true", help="print the confusion matrix, too")
-    parser.add_argument("--json", action="store_true", help="print JSON")
     add_device(parser)
     parser.set_defaults(run=run)
 
 
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--per-class",
+        type=_classes_shown,
+        metavar="N|all",
+        help="print the N worst classes, or all (default: all up to 20, else the worst and best)",
+    )
+    group.add_argument(
+        "--confusion",
+        nargs="?",
+        const=_STDOUT,
+        metavar="FILE.png",
+        help="draw the confusion matrix; without a file print it",
+    )
+    group.add_argument(
+        "--json",
+        nargs="?",
+        const=_STDOUT,
+        metavar="FILE",
+        help="write the result as JSON; without a file, or for -, print it in place of the tables",
+    )
+    group.add_argument(
+        "--scores",
+        metavar="FILE",
+        help="save every video's scores (safetensors); with several splits a file for each",
+    )
+    group.add_argument(
+        "--clip-scores", action="store_true", help="save every clip's scores there, too"
+    )
+
+
+def _classes_shown(text: str) -> float:
+    """An argparse type: a number of classes, or "all"."""
+    return float("inf") if text == "all" else count(text)
+
+
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print; 1 where files had to be left out."""
-    from r21d.evaluation import evaluate
-    from r21d.video import InputSpec, VideoFolder
+    from r21d.evaluation.distributed import RankFailed, torchrun_ranks
 
-    model = load_model(args.weights, resolve_device(args.device))
+    with torchrun_ranks() as ranks:
+        if ranks.rank == 0:
+            try:
+                return _run(args, ranks)
+            except RankFailed as error:
+                raise UserError(str(error)) from error
+        # The first process alone speaks and fails, also of what went wrong in another: if this one
+        # failed, too, torchrun would end the first, maybe before it has said why.
+        logging.disable(logging.WARNING)
+        with contextlib.suppress(RankFailed, *user_errors()):
+            _run(args, ranks)
+        return 0
+
+
+def _run(args: argparse.Namespace, ranks: Ranks) -> int:
+    with ranks.together():
+        _check_outputs(args)
+        names = splits(args)
+        if len(args.weights) not in (1, len(names)):
+            raise UserError(
+                f"--weights names {len(args.weights)} checkpoints for {len(names)} splits; give "
+                "one for all, or one for each"
+            )
+        device = _device(args, ranks)
+    results: dict[str | None, EvalResult] = {}
+    model: VideoModel | None = None
+    for number, split in enumerate(names):
+        with ranks.together():
+            if model is None or len(args.weights) > 1:
+                model = _load(args.weights[number], device)
+                _check_classes(args, model, results)
+        results[split] = _evaluate(args, ranks, model, split)
+        if ranks.rank == 0:
+            _report(args, split, results[split], alone=len(names) == 1)
+    return _conclude(args, results) if ranks.rank == 0 else 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse before the work what could not be written after it."""
+    for option in ("confusion", "json", "scores"):
+        path = getattr(args, option)
+        if path in (None, _STDOUT):
+            continue
+        folder = Path(path).parent
+        if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            reason = "is a folder" if Path(path).is_dir() else f"needs a writable folder {folder}"
+            raise UserError(f"--{option} {printable(path)} {reason}")
+    if args.clip_scores and args.scores is None:
+        raise UserError("--clip-scores needs --scores FILE to save them in")
+    if args.confusion not in (None, _STDOUT) and importlib.util.find_spec("matplotlib") is None:
+        raise UserError("--confusion FILE.png needs matplotlib: pip install 'r21d[train]'")
+
+
+def _device(args: argparse.Namespace, ranks: Ranks) -> str:
+    """``--device``, which among the processes of torchrun is a GPU each."""
+    import torch
+
+    from r21d.evaluation.distributed import local_rank
+
+    each = ranks.world > 1 and args.device in (None, "cuda") and torch.cuda.is_available()
+    if not each:
+        return resolve_device(args.device)
+    number, count = local_rank(), torch.cuda.device_count()
+    if number >= count:
+        raise UserError(
+            f"torchrun started more processes here than there are GPUs ({count}); lower "
+            "--nproc-per-node or say --device cpu"
+        )
+    torch.cuda.set_device(number)
+    return f"cuda:{number}"
+
+
+def _load(source: str, device: str) -> VideoModel:
+    model = load_model(source, device)
     if model.classes is None:
         raise UserError(
-            f"{args.weights} does not name its classes, so that folders cannot be matched with "
-            "them; r21d convert IN OUT --labels FILE adds the names"
+            f"{source} does not name its classes, so that those of the videos cannot be matched "
+            "with them; r21d convert IN OUT --labels FILE adds the names"
         )
-    dataset = VideoFolder(
-        args.folder,
-        model.input_spec or InputSpec(),
-        train=False,
-        clips=args.clips,
-        labels=model.classes,
+    return model
+
+
+def _check_classes(
+    args: argparse.Namespace, model: VideoModel, results: dict[str | None, EvalResult]
+) -> None:
+    """Networks of several splits may order their classes differently, not have others."""
+    for result in results.values():
+        if set(result.classes) != set(model.classes or ()):
+            raise UserError(
+                f"{args.weights[0]} and {args.weights[len(results)]} have different classes; give "
+                "checkpoints of the same data set"
+            )
+
+
+def _evaluate(
+    args: argparse.Namespace, ranks: Ranks, model: VideoModel, split: str | None
+) -> EvalResult:
+    from r21d.evaluation import evaluate
+    from r21d.video import VideoDataset
+
+    dataset: VideoDataset | None = None
+    with ranks.together():
+        # Once: all must have the same videos, and looking at each file takes its time.
+        if ranks.rank == 0:
+            dataset = VideoDataset(
+                video_list(args, False, model.classes, split),
+                input_spec(args, model),
+                train=False,
+                sampling=clip_sampling(args),
+                normalize=False,
+                index=args.index,
+                strict=args.strict,
+            )
+    return evaluate(
+        model,
+        ranks.from_first(dataset),
+        batch_size=args.batch_size,
+        workers=args.workers,
+        clip_scores=args.clip_scores,
+        strict=args.strict,
     )
-    result = evaluate(model, dataset, batch_size=args.batch_size, workers=args.workers)
-    if args.json:
-        print(json.dumps(result.to_dict(), indent=2))
-    else:
-        _print(result, args.confusion)
-    if not result.failed:
+
+
+def _report(args: argparse.Namespace, split: str | None, result: EvalResult, alone: bool) -> None:
+    """Print a result and save its scores, before the next split can fail."""
+    from r21d.evaluation import save_scores
+
+    if args.json != _STDOUT:
+        if not alone:
+            print(f"\nsplit {split}\n")
+        print_result(result, args.per_class, matrix=args.confusion == _STDOUT)
+        sys.stdout.flush()
+    if args.scores is not None and result.scores is not None:
+        save_scores(args.scores if alone else _split_file(args.scores, split), result.scores)
+
+
+def _split_file(path: str, split: str | None) -> Path:
+    return Path(path).with_stem(f"{Path(path).stem}-{split}")
+
+
+def _conclude(args: argparse.Namespace, results: dict[str | None, EvalResult]) -> int:
+    """What concerns all splits; the exit code."""
+    from r21d.atomic import write_atomically
+    from r21d.plots import confusion_matrix
+
+    if len(results) > 1 and args.json != _STDOUT:
+        print_mean(results)
+    if args.json is not None:
+        text = as_json(args, results)
+        if args.json == _STDOUT:
+            print(text)
+        else:
+            write_atomically(args.json, f"{text}\n".encode())
+    if args.confusion not in (None, _STDOUT):
+        first = next(iter(results.values()))
+        total = sum((_confusion(r, first.classes) for r in results.values()), first.confusion * 0)
+        confusion_matrix(total, first.classes, args.confusion)
+    failed = [path for result in results.values() for path, _ in result.failed]
+    if not failed:
         return 0
-    total = result.videos + len(result.failed)
-    names = ", ".join(path for path, _ in result.failed)
-    print_error(f"left out {len(result.failed)} of {total} videos: {names}")
+    total_videos = sum(result.videos for result in results.values()) + len(failed)
+    names = ", ".join(map(printable, failed[:_MOST_NAMES]))
+    more = f" and {len(failed) - _MOST_NAMES} more" if len(failed) > _MOST_NAMES else ""
+    print_error(f"left out {len(failed)} of {total_videos} videos: {names}{more}")
     return SOME_FAILED_EXIT
 
 
-def _print(result: EvalResult, confusion: bool) -> None:
-    print_table(
-        ("measure", "accuracy"),
-        [
-            ("clip@1", f"{result.clip_top1:.1%}"),
-            ("clip@5", f"{result.clip_top5:.1%}"),
-            ("video@1", f"{result.video_top1:.1%}"),
-            ("video@5", f"{result.video_top5:.1%}"),
-        ],
-        right=(1,),
-    )
-    print(f"\n{result.videos} videos, {result.clips} clips, loss {result.loss:.3f}\n")
-    totals = dict(zip(result.classes, result.confusion.sum(1).tolist(), strict=True))
-    rows = [(name, str(totals[name]), f"{acc:.1%}") for name, acc in result.per_class.items()]
-    print_table(("class", "videos", "video@1"), rows, right=(1, 2))
-    if confusion:
-        print("\nvideos by true class (row) and top class (column)")
-        cells = [
-            (str(number), name, *map(str, row))
-            for number, (name, row) in enumerate(
-                zip(result.classes, result.confusion.tolist(), strict=True)
-            )
-        ]
-        columns = tuple(map(str, range(len(result.classes))))
-        print_table(("", "class", *columns), cells, right=(0, *range(2, 2 + len(columns))))
-    for path, reason in result.failed:
-        print(f"left out: {path}: {reason}")
+def _confusion(result: EvalResult, classes: list[str]) -> Tensor:
+    """The matrix in the order of ``classes``, which may be another network's."""
+    order = [result.classes.index(name) for name in classes]
+    return result.confusion[order][:, order]

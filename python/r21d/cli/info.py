@@ -161,7 +161,7 @@ def _run_weights(args: argparse.Namespace) -> int:
         (
             name,
             str(entry.clip_len or ""),
-            _rate(entry.frame_rate),
+            _rate(entry.frame_rate, entry.frame_stride),
             entry.classes or "",
             *(str(entry.metrics.get(measure, "")) for measure in ("clip@1", "video@1")),
             (entry.member_sha256 or entry.sha256 or "")[:8],
@@ -177,8 +177,9 @@ def _run_weights(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rate(frame_rate: float | str | None) -> str:
-    return frame_rate or "" if isinstance(frame_rate, str | None) else f"{frame_rate:g}"
+def _rate(frame_rate: float | str | None, frame_stride: int | None) -> str:
+    rate = frame_rate or "" if isinstance(frame_rate, str | None) else f"{frame_rate:g}"
+    return rate if frame_stride in (None, 1) else f"{rate}/{frame_stride}"
 
 
 def _refuse_options(args: argparse.Namespace, table: str) -> None:

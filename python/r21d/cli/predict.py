@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from r21d.cli.arguments import Subcommands, add_device, positive, resolve_device
 from r21d.cli.checkpoint import add_weights, load_model
-from r21d.cli.errors import SOME_FAILED_EXIT, UserError, one_line, print_error
+from r21d.cli.clips import add_clips, input_spec
+from r21d.cli.errors import SOME_FAILED_EXIT, UserError, print_error, printable
 from r21d.cli.tables import print_table
 from r21d.evaluation.progress import progress_bar
 
 if TYPE_CHECKING:
     from r21d.evaluation.predict import Prediction
     from r21d.models import VideoModel
+    from r21d.video import InputSpec
 
 
 def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
@@ -25,7 +27,7 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
         "predict",
         parents=[common],
         help="classify videos with a trained network",
-        description="Classify each video by the mean score of evenly spaced clips. A file that "
+        description="Classify each video by the mean softmax score of its clips. A file that "
         "cannot be decoded, or whose picture cannot be drawn, is reported and the others are "
         "still classified; the exit code is 1 then.",
         epilog="example: r21d predict a.mp4 b.mov --weights runs/mine/best.safetensors "
@@ -33,9 +35,7 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video files")
     add_weights(parser)
-    parser.add_argument(
-        "--clips", type=positive, default=10, help="clips a video (default: 10, the paper's)"
-    )
+    add_clips(parser)
     parser.add_argument("--topk", type=positive, default=5, help="classes shown (default: 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     parser.add_argument(
@@ -51,10 +51,11 @@ def run(args: argparse.Namespace) -> int:
     """Classify every video; 1 where some failed."""
     pictures = _picture_paths(args.filmstrip, args.videos)
     model = load_model(args.weights, resolve_device(args.device))
+    spec = input_spec(args, model)
     results: list[dict[str, Any]] = []
     with progress_bar("videos", len(args.videos)) as advance:
         for path, picture in zip(args.videos, pictures, strict=True):
-            results.append(_serve(model, path, picture, args))
+            results.append(_serve(model, spec, path, picture, args))
             advance(1)
     if args.json:
         print(json.dumps(results, indent=2))
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve(
-    model: VideoModel, path: str, picture: Path | None, args: argparse.Namespace
+    model: VideoModel, spec: InputSpec, path: str, picture: Path | None, args: argparse.Namespace
 ) -> dict[str, Any]:
     """One video's prediction, reported, as JSON values; ``error`` tells what failed."""
     from r21d.evaluation.predict import predict
@@ -70,13 +71,15 @@ def _serve(
 
     failures = (VideoError, OSError, FloatingPointError)
     try:
-        prediction = predict(model, path, args.clips, args.topk)
+        prediction = predict(
+            model, path, args.clips, args.topk, args.sampling, args.crops, seed=args.seed, spec=spec
+        )
     except failures as error:
         return {"path": path, "error": _report(path, error)}
     result = prediction.to_dict()
     if picture is not None:
         try:
-            draw(model, prediction, picture)
+            draw(model, prediction, picture, spec)
         except failures as error:
             result["error"] = _report(path, error)
             picture = None
@@ -87,14 +90,19 @@ def _serve(
 
 def _report(path: str, error: Exception) -> str:
     """Tell an error in one line that names the video; returns the line."""
-    message = one_line(error)
-    if path not in message:
-        message = f"{path}: {message}"
+    name = printable(path)
+    # Before the line breaks go: some may be the name's.
+    message = str(error).replace(path, name) or type(error).__name__
+    if name not in message:
+        message = f"{name}: {message}"
+    message = printable(" ".join(message.split()))
     print_error(message)
     return message
 
 
-def draw(model: VideoModel, prediction: Prediction, picture: Path) -> None:
+def draw(
+    model: VideoModel, prediction: Prediction, picture: Path, spec: InputSpec | None = None
+) -> None:
     """Write the filmstrip of the middle clip.
 
     The clip is decoded again, in full resolution: the network saw it scaled down.
@@ -102,9 +110,16 @@ def draw(model: VideoModel, prediction: Prediction, picture: Path) -> None:
     from r21d.plots import filmstrip
     from r21d.video import InputSpec, read_clip
 
-    spec = model.input_spec or InputSpec()
+    spec = spec or model.input_spec or InputSpec()
     start = prediction.starts[len(prediction.starts) // 2]
-    frames = read_clip(prediction.path, spec.clip_len, spec.frame_rate, start)
+    frames = read_clip(
+        prediction.path,
+        spec.clip_len,
+        spec.frame_rate,
+        start,
+        frame_stride=spec.frame_stride,
+        short=spec.short,
+    )
     picture.parent.mkdir(parents=True, exist_ok=True)
     title = "/".join(Path(prediction.path).parts[-2:])
     filmstrip(frames, title, prediction.top, picture)
@@ -136,8 +151,8 @@ def _picture_paths(option: str | None, videos: Sequence[str]) -> list[Path | Non
 
 
 def _print(prediction: Prediction, picture: Path | None) -> None:
-    print(f"\n{prediction.path}")
-    rows = [(label, f"{score:.1%}") for label, score in prediction.top]
+    print(f"\n{printable(prediction.path)}")
+    rows = [(printable(label), f"{score:.1%}") for label, score in prediction.top]
     print_table(("class", "score"), rows, right=(1,))
     if picture is not None:
-        print(f"filmstrip: {picture}")
+        print(f"filmstrip: {printable(picture)}")

@@ -1,8 +1,9 @@
-"""``r21d train``: a network for the classes of a folder of videos."""
+"""``r21d train``: a network for the classes of a data set of videos."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,16 @@ from r21d.cli.arguments import (
     resolve_device,
     sizes,
 )
+from r21d.cli.data import add_data, splits, video_list
+from r21d.cli.errors import UserError
 from r21d.training.config import SCHEDULES, TrainConfig
+from r21d.video.lists import VideoList, has_sides, open_list
 
 if TYPE_CHECKING:
-    from r21d.evaluation.evaluate import ClipDataset
-    from r21d.video import InputSpec, VideoFolder
+    from r21d.video import InputSpec, VideoDataset
 
 _DEFAULTS = TrainConfig()
+_VAL_FRACTION = 0.2
 
 
 def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
@@ -30,22 +34,31 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "train",
         parents=[common],
-        help="train a network on a folder of videos",
-        description="Train on FOLDER/<class>/<video files>; the folders' names are the classes. "
-        "Without --val some videos of each class are held out. Writes last.safetensors, "
-        "best.safetensors, state.safetensors (for --resume) and history.jsonl into "
-        "--out after every epoch, and curves.png at the end.",
+        usage="r21d train DATA [option ...]",
+        help="train a network on a folder of videos or a published data set",
+        description="Train on DATA/<class>/<video files>, the folders' names being the classes, or "
+        "on the data set that --dataset names. Validates on the data set's own test or validation "
+        "side where it has one (ucf101, hmdb51 and weizmann, of one --split; kinetics and "
+        "sports1m, with a folder of --annotations), else on --val, or on some videos of each "
+        "class that are held out. Writes last.safetensors, best.safetensors, state.safetensors "
+        "(for --resume) and history.jsonl into --out after every epoch, and curves.png at the "
+        "end.",
         epilog="example, small enough for a CPU: r21d train videos --clip-len 8 --resize 64x85 "
         "--crop 56x56 --epochs 10 --batch-size 8 --out runs/mine",
     )
-    parser.add_argument("folder", metavar="FOLDER", help="videos, a sub-folder a class")
+    add_data(parser)
     held = parser.add_mutually_exclusive_group()
-    held.add_argument("--val", metavar="FOLDER", help="videos to validate on, same classes")
+    held.add_argument(
+        "--val",
+        metavar="PATH",
+        help="what to validate on, same classes: a folder like DATA or, of the other data sets, a "
+        "list like DATA's",
+    )
     held.add_argument(
         "--val-fraction",
         type=fraction,
-        default=0.2,
-        help="share of each class's files to hold out (default: 0.2)",
+        help=f"share of each class's training videos to hold out (default: {_VAL_FRACTION}, where "
+        "there is nothing else to validate on)",
     )
     parser.add_argument("--out", default="runs/r21d", help="folder to write (default: runs/r21d)")
     again = parser.add_mutually_exclusive_group()
@@ -198,20 +211,54 @@ def _spec(args: argparse.Namespace) -> InputSpec:
     )
 
 
-def _datasets(args: argparse.Namespace, spec: InputSpec) -> tuple[VideoFolder, ClipDataset]:
-    from r21d.training.split import split_folder
-    from r21d.video import VideoFolder
+def _datasets(args: argparse.Namespace, spec: InputSpec) -> tuple[VideoDataset, VideoDataset]:
+    from r21d.training.split import split_videos
+    from r21d.video import ClipSampling, VideoDataset
 
-    flip = not args.no_flip
-    if args.val is None:
-        return split_folder(
-            args.folder, spec, args.val_fraction, clips=args.val_clips, flip=flip, seed=args.seed
-        )
-    train_set = VideoFolder(args.folder, spec, train=True, flip=flip, seed=args.seed)
-    val_set = VideoFolder(
-        args.val, spec, train=False, clips=args.val_clips, labels=train_set.classes
+    train_list, val_list = _lists(args)
+    shared = {"strict": args.strict, "normalize": False}
+    train_set = VideoDataset(
+        train_list,
+        spec,
+        train=True,
+        flip=not args.no_flip,
+        seed=args.seed,
+        index=args.index,
+        **shared,
     )
-    return train_set, val_set
+    if val_list is None:
+        share = args.val_fraction or _VAL_FRACTION
+        return split_videos(train_set, share, clips=args.val_clips, seed=args.seed)
+    even = ClipSampling(clips=args.val_clips)
+    # --index speaks of DATA; another folder may have an index of its own.
+    index = args.index if val_list.root == train_list.root else None
+    return train_set, VideoDataset(val_list, spec, False, even, index=index, **shared)
+
+
+def _lists(args: argparse.Namespace) -> tuple[VideoList, VideoList | None]:
+    """What to train on and to validate on; None where that is to be held out of the former."""
+    chosen = splits(args)
+    if len(chosen) > 1:
+        raise UserError(f"training takes one --split at a time, got {', '.join(map(str, chosen))}")
+    own_side = has_sides(args.dataset, args.annotations)
+    if own_side and args.val is not None:
+        raise UserError(
+            f"--val: --dataset {args.dataset} has its own side to validate on; leave --val out"
+        )
+    train_list = video_list(args, True, split=chosen[0])
+    if args.val_fraction is not None or (args.val is None and not own_side):
+        return train_list, None
+    if own_side:
+        val_list = video_list(args, False, train_list.classes, chosen[0])
+    elif args.dataset == "folder" or args.annotations is None:
+        val_list = open_list(args.dataset, args.val, classes=train_list.classes)
+    else:
+        val_list = open_list(
+            args.dataset, args.data, annotations=args.val, classes=train_list.classes
+        )
+    # That no video of one side has several labels does not make its kind another.
+    several = train_list.multilabel or val_list.multilabel
+    return replace(train_list, multilabel=several), replace(val_list, multilabel=several)
 
 
 def _draw(history: list[dict[str, Any]], path: Path, classes: int) -> None:

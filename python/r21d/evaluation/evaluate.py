@@ -1,42 +1,56 @@
-"""Clip and video accuracy of a network on a folder of videos."""
+"""Clip and video accuracy of a network on a set of videos."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from r21d.evaluation import metrics
+from r21d.evaluation.distributed import Ranks, current_ranks
+from r21d.evaluation.forward import clip_logits, evaluating
 from r21d.evaluation.progress import progress_bar
+from r21d.evaluation.scores import Scores
+from r21d.evaluation.tally import Tally, merge
 
 _log = logging.getLogger(__name__)
 
+# Processes learn of another's failure after at most this many forward passes.
+_ROUNDS = 16
+
 
 class ClipDataset(Protocol):
-    """What training and evaluation ask of a dataset; :class:`r21d.video.VideoFolder` has it.
+    """What training and evaluation ask of a dataset; :class:`r21d.video.VideoDataset` has it.
 
-    Item i is ``(clips, label, video)``: float32 (K, 3, T, h, w), the class index, and the number
-    of the video. Optional attributes: ``classes`` (names), ``spec`` (the InputSpec), ``failed``
-    (files found undecodable as ``(path, reason)``), ``samples`` (``(path, label)`` by video).
+    Item i is ``(clips, label, video)``: float32 or uint8 (K, 3, T, h, w), the class index or a
+    multi-hot (classes,) tensor, and the number of the video. Optional attributes: ``clips`` (K,
+    where it is the same for all), ``classes`` (names), ``spec`` (the InputSpec; uint8 clips need
+    it), ``sampling``, ``multilabel``, ``samples`` (``(path, label)`` by video), ``root`` (what
+    names are relative to), ``failed`` (files found undecodable as ``(path, reason)``) and
+    ``missing`` (files that a list names and that are not there).
     """
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int, int]: ...
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Any, int]: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalResult:
     """Accuracies as fractions of one.
 
-    Clip@k counts clips, video@k counts videos by the mean of their clips' softmax scores (the
-    paper's Table 2 measures; averaging after softmax is VMZ's). With fewer than five classes the
-    top-5 figures are one by definition. Equal scores rank the lower class index first.
+    Clip@k counts clips (each crop of a clip is one), video@k counts videos by the mean of their
+    clips' softmax scores (the paper's Table 2 measures; averaging after softmax is VMZ's). With
+    fewer than five classes the top-5 figures are one by definition. Equal scores rank the lower
+    class index first. Where videos have several labels a hit at k is Sports-1M's: one of them is
+    among the k best.
     """
 
     clip_top1: float
@@ -44,60 +58,100 @@ class EvalResult:
     video_top1: float
     video_top5: float
     loss: float
-    """Mean cross-entropy over clips."""
+    """Mean cross-entropy over clips, several labels being equal parts of the truth."""
     clips: int
     videos: int
     per_class: dict[str, float]
-    """video@1 of each class that has videos."""
+    """video@1 of each class that has videos: the share of them whose top class it is."""
     confusion: Tensor
-    """int64 (classes, classes): videos by true class (row) and top class (column)."""
+    """int64 (classes, classes): videos by true class (row) and top class (column); a video of
+    several labels counts in the row of each."""
     classes: list[str]
     failed: list[tuple[str, str]]
     """Files left out, as (path, reason)."""
+    missing: list[str] = dataclasses.field(default_factory=list)
+    """Files that the list names and that are not there; a few are the rule with Kinetics."""
+    multilabel: bool = False
+    protocol: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """How the clips were made and averaged, as far as the dataset tells."""
+    scores: Scores | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def mean_class(self) -> float:
+        """Mean of ``per_class``: every class counts the same, however many videos it has."""
+        return sum(self.per_class.values()) / max(1, len(self.per_class))
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON values."""
+        """The result as JSON values, without ``scores``."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del values["scores"]
         failed = [{"path": path, "reason": reason} for path, reason in self.failed]
-        return {**values, "confusion": self.confusion.tolist(), "failed": failed}
+        return {
+            **values,
+            "mean_class": self.mean_class,
+            "confusion": self.confusion.tolist(),
+            "failed": failed,
+        }
 
 
 def evaluate(
-    model: nn.Module, dataset: ClipDataset, *, batch_size: int = 32, workers: int = 0
+    model: nn.Module,
+    dataset: ClipDataset,
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    clip_scores: bool = False,
+    strict: bool = False,
 ) -> EvalResult:
     """Classify every clip of every video of ``dataset`` with ``model`` in eval mode.
 
     Runs on the device and in the dtype of the model's first parameter; the model's mode is put
     back. A video that cannot be decoded is left out and listed in ``failed``.
 
+    Where torch.distributed has a default group, its processes share the videos, each runs its own
+    ``model``, and all return the same result: no video counts twice, and as videos meet in the
+    same forward passes however many processes and workers there are, the figures are the same to
+    the last digit. All processes must call this, with equal arguments.
+
     Args:
         model: Maps (N, 3, T, H, W) to logits (N, classes).
         dataset: See :class:`ClipDataset`.
-        batch_size: Clips a forward pass.
+        batch_size: Clips a forward pass, at most.
         workers: Decoding processes; 0 decodes in this one.
+        clip_scores: Keep every clip's scores in ``scores``, not only every video's.
+        strict: Stop at the first video that cannot be decoded.
 
     Raises:
-        ValueError: no video could be decoded, or a label is not among the model's outputs.
+        ValueError: no video could be decoded, a label is not among the model's outputs, or the
+            processes' datasets differ.
         FloatingPointError: a score is infinite or NaN; the message names the video.
+        VideoError: ``strict``, and a video cannot be decoded.
+        RankFailed: another process failed.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-    tally: _Tally | None = None
-    failed = [(str(path), reason) for path, reason in getattr(dataset, "failed", [])]
-    with evaluating(model), progress_bar("evaluating", len(dataset)) as advance:
-        for batch, broken in _video_batches(dataset, batch_size, workers):
-            failed += broken
-            if batch:
-                logits = _logits(model, torch.cat([clips for clips, _, _ in batch]), batch_size)
-                tally = tally or _Tally(logits.shape[1])
-                sizes = [len(clips) for clips, _, _ in batch]
-                for rows, (_, label, video) in zip(logits.split(sizes), batch, strict=True):
-                    tally.add(rows, label, _name(dataset, video))
-            advance(len(batch) + len(broken))
-    if tally is None:
-        first = f", the first: {failed[0][1]}" if failed else ""
-        raise ValueError(f"no video could be evaluated ({len(failed)} failed{first})")
-    return tally.result(class_names(dataset, model, tally.classes), failed)
+    groups = _groups(dataset, batch_size)
+    with evaluating(model), current_ranks() as ranks:
+        with ranks.together():
+            _check_strict(dataset, strict)
+        _check_same(dataset, groups, ranks)
+        own = groups[ranks.rank :: ranks.world]
+        batches = _batches(dataset, own, workers)
+        tally = Tally()
+        with _progress(ranks, own) as advance:
+            for number in range(-(-len(groups) // ranks.world)):
+                try:
+                    # In the last round some processes have nothing left to do.
+                    if batch := next(batches, None):
+                        _classify(model, dataset, batch, batch_size, tally, clip_scores, strict)
+                        advance(len(batch))
+                except Exception as error:
+                    ranks.agree(error)
+                if number % _ROUNDS == _ROUNDS - 1:
+                    ranks.agree()
+        ranks.agree()
+        parts = ranks.gather(tally.packed())
+    return _result(model, dataset, merge(parts))
 
 
 def class_names(dataset: object, model: object, classes: int | None = None) -> list[str]:
@@ -112,130 +166,59 @@ def class_names(dataset: object, model: object, classes: int | None = None) -> l
     return [str(number) for number in range(classes)]
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; each module's own mode is put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def _groups(dataset: ClipDataset, batch_size: int) -> list[range]:
+    """The numbers of the videos that go through the network together, as many as fit a batch."""
+    clips = getattr(dataset, "clips", None)
+    size = 1 if clips is None else max(1, batch_size // clips)
+    videos = len(dataset)
+    return [range(start, min(start + size, videos)) for start in range(0, videos, size)]
 
 
-def score_clips(model: nn.Module, clips: Tensor, batch_size: int = 16) -> Tensor:
-    """Softmax scores, float32 (K, classes) on the CPU, of float32 clips (K, 3, T, h, w).
+def _check_strict(dataset: ClipDataset, strict: bool) -> None:
+    from r21d.video.reader import VideoError
 
-    Raises:
-        FloatingPointError: a score is infinite or NaN.
-    """
-    with evaluating(model):
-        scores = _logits(model, clips, batch_size).softmax(1)
-    if not scores.isfinite().all():
-        raise FloatingPointError("the network's scores are not finite; its weights are damaged")
-    return scores
-
-
-def _logits(model: nn.Module, clips: Tensor, batch_size: int) -> Tensor:
-    """Float32 logits on the CPU, ``batch_size`` clips at a time."""
-    home = next(model.parameters())
-    outputs = []
-    for part in clips.split(batch_size):
-        part = part.to(device=home.device, dtype=home.dtype)
-        outputs.append(model(part.contiguous(memory_format=torch.channels_last_3d)).float().cpu())
-    return torch.cat(outputs)
-
-
-class _Tally:
-    """Running counts over videos."""
-
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
-        self.confusion = torch.zeros(classes, classes, dtype=torch.int64)
-        self.clips = self.videos = 0
-        self.clip_hits = {1: 0, 5: 0}
-        self.video_hits = {1: 0, 5: 0}
-        self.loss = 0.0
-
-    def add(self, logits: Tensor, label: int, video: str) -> None:
-        """Count one video's clips, logits (K, classes)."""
-        if not 0 <= label < self.classes:
-            raise ValueError(
-                f"{video} has label {label}, but the network has {self.classes} outputs"
-            )
-        if not logits.isfinite().all():
-            raise FloatingPointError(f"the network's scores for {video} are not finite")
-        scores = logits.double().softmax(1)
-        mean = scores.mean(0, keepdim=True)
-        labels = torch.full((len(logits),), label)
-        self.loss += nn.functional.cross_entropy(logits.double(), labels, reduction="sum").item()
-        for k in (1, 5):
-            self.clip_hits[k] += int((_rank(scores, label) < k).sum())
-            self.video_hits[k] += int((_rank(mean, label) < k).sum())
-        self.confusion[label, _top(mean)] += 1
-        self.clips += len(logits)
-        self.videos += 1
-
-    def result(self, classes: list[str], failed: list[tuple[str, str]]) -> EvalResult:
-        totals = self.confusion.sum(1).tolist()
-        hits = self.confusion.diagonal().tolist()
-        return EvalResult(
-            clip_top1=self.clip_hits[1] / self.clips,
-            clip_top5=self.clip_hits[5] / self.clips,
-            video_top1=self.video_hits[1] / self.videos,
-            video_top5=self.video_hits[5] / self.videos,
-            loss=self.loss / self.clips,
-            clips=self.clips,
-            videos=self.videos,
-            per_class={
-                name: hit / total
-                for name, hit, total in zip(classes, hits, totals, strict=True)
-                if total
-            },
-            confusion=self.confusion,
-            classes=classes,
-            failed=failed,
+    failed = getattr(dataset, "failed", [])
+    if strict and failed:
+        raise VideoError(
+            f"{len(failed)} of {len(dataset) + len(failed)} videos cannot be decoded,"
+            f" the first: {failed[0][1]}"
         )
 
 
-def _rank(scores: Tensor, label: int) -> Tensor:
-    """How many classes come before ``label`` in each row of ``scores``."""
-    own = scores[:, label : label + 1]
-    return (scores > own).sum(1) + (scores[:, :label] == own).sum(1)
+def _check_same(dataset: ClipDataset, groups: list[range], ranks: Ranks) -> None:
+    if ranks.world == 1:
+        return
+    names = "\0".join(_name(dataset, video) for video in range(len(dataset)))
+    digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+    found = ranks.gather((len(dataset), len(groups), digest))
+    if len(set(found)) > 1:
+        counts = ", ".join(str(videos) for videos, _, _ in found)
+        raise ValueError(
+            f"the processes have different videos or batch sizes ({counts} videos); make the"
+            " dataset in one of them and send it to the others"
+        )
 
 
-def _top(scores: Tensor) -> int:
-    """The class of rank 0; ``argmax`` leaves open which of equal scores it takes."""
-    return int((scores[0] == scores[0].max()).nonzero()[0])
+def _progress(
+    ranks: Ranks, groups: list[range]
+) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    """A bar over the first process's share; the others' grow alike."""
+    if ranks.rank:
+        return contextlib.nullcontext(lambda n: None)
+    return progress_bar("evaluating", sum(map(len, groups)))
 
 
-_Video = tuple[Tensor, int, int]
+class _Video(NamedTuple):
+    """A decoded video, or the ``reason`` why it is none."""
+
+    number: int
+    clips: Tensor
+    labels: list[int]
+    reason: str | None = None
 
 
-def _video_batches(
-    dataset: ClipDataset, batch_size: int, workers: int
-) -> Iterator[tuple[list[_Video], list[tuple[str, str]]]]:
-    """Videos gathered until they hold a batch of clips, and the files that failed meanwhile."""
-    loader = DataLoader(_Guarded(dataset), batch_size=None, num_workers=workers)
-    batch: list[_Video] = []
-    broken: list[tuple[str, str]] = []
-    for item in loader:
-        if isinstance(item[0], str):
-            _log.warning("left out: %s", item[1])
-            broken.append((item[0], item[1]))
-        else:
-            batch.append(item)
-        if sum(len(clips) for clips, _, _ in batch) >= batch_size:
-            yield batch, broken
-            batch, broken = [], []
-    if batch or broken:
-        yield batch, broken
-
-
-class _Guarded(Dataset[Any]):
-    """``dataset``, where a video that fails to decode is ``(path, reason)`` and not an exception.
+class _Videos(Dataset[_Video]):
+    """``dataset``, where a video that fails to decode is no exception.
 
     An exception in a worker process would end the whole pass.
     """
@@ -246,16 +229,120 @@ class _Guarded(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Any:
-        from r21d.video import VideoError
+    def __getitem__(self, index: int) -> _Video:
+        from r21d.video.reader import VideoError
 
         try:
-            clips, label, video = self.dataset[index]
+            clips, label, _ = self.dataset[index]
         except VideoError as error:
-            return _name(self.dataset, index), str(error)
-        return clips, int(label), int(video)
+            return _Video(index, torch.empty(0), [], str(error))
+        several = isinstance(label, Tensor) and label.dim() == 1
+        return _Video(index, clips, label.nonzero().flatten().tolist() if several else [int(label)])
+
+
+def _batches(dataset: ClipDataset, groups: Sequence[range], workers: int) -> Iterator[list[_Video]]:
+    """The videos of each group."""
+    order = [video for group in groups for video in group]
+    loader = DataLoader(_Videos(dataset), None, sampler=order, num_workers=workers)
+    videos = iter(loader)
+    for group in groups:
+        yield [next(videos) for _ in group]
+
+
+def _classify(
+    model: nn.Module,
+    dataset: ClipDataset,
+    batch: list[_Video],
+    batch_size: int,
+    tally: Tally,
+    clip_scores: bool,
+    strict: bool,
+) -> None:
+    """Add a group of videos to ``tally``."""
+    from r21d.video.reader import VideoError
+
+    for video in batch:
+        if video.reason is not None:
+            if strict:
+                raise VideoError(video.reason)
+            _log.warning("left out: %s", video.reason)
+            tally.failed.append((video.number, _path(dataset, video.number), video.reason))
+    good = [video for video in batch if video.reason is None]
+    if not good:
+        return
+    clips = torch.cat([video.clips for video in good])
+    logits = clip_logits(model, clips, batch_size, getattr(dataset, "spec", None))
+    counts = [len(video.clips) for video in good]
+    for video, rows in zip(good, logits.split(counts), strict=True):
+        path = _path(dataset, video.number)
+        tally.add(video.number, path, tuple(video.labels), rows, clip_scores)
+
+
+def _result(model: nn.Module, dataset: ClipDataset, tally: Tally) -> EvalResult:
+    failed = [(str(path), reason) for path, reason in getattr(dataset, "failed", [])]
+    failed += [(path, reason) for _, path, reason in tally.failed]
+    if not tally.videos:
+        first = f", the first: {failed[0][1]}" if failed else ""
+        raise ValueError(f"no video could be evaluated ({len(failed)} failed{first})")
+    protocol = _protocol(dataset)
+    scores = Scores(
+        names=[_name(dataset, video) for video in tally.videos],
+        classes=class_names(dataset, model, len(tally.means[0])),
+        labels=tally.labels,
+        video_scores=torch.stack(tally.means),
+        clip_counts=torch.tensor([len(ranks) for ranks in tally.ranks]),
+        clip_scores=torch.cat(tally.scores) if tally.scores else None,
+        protocol=protocol,
+    )
+    clip_ranks = torch.cat(tally.ranks)
+    video_ranks = metrics.label_ranks(scores.video_scores, scores.labels)
+    confusion = metrics.confusion_matrix(scores.video_scores, scores.labels)
+    shares = metrics.per_class_accuracy(confusion)
+    return EvalResult(
+        clip_top1=metrics.accuracy(clip_ranks, 1),
+        clip_top5=metrics.accuracy(clip_ranks, 5),
+        video_top1=metrics.accuracy(video_ranks, 1),
+        video_top5=metrics.accuracy(video_ranks, 5),
+        loss=sum(tally.losses) / len(clip_ranks),
+        clips=len(clip_ranks),
+        videos=len(video_ranks),
+        per_class={scores.classes[number]: share for number, share in shares.items()},
+        confusion=confusion,
+        classes=scores.classes,
+        failed=failed,
+        missing=[str(path) for path in getattr(dataset, "missing", [])],
+        multilabel=bool(getattr(dataset, "multilabel", False)),
+        protocol=protocol,
+        scores=scores,
+    )
+
+
+def _protocol(dataset: object) -> dict[str, Any]:
+    """How the dataset makes clips, as far as it tells, as JSON values."""
+    protocol: dict[str, Any] = {"averaged": "softmax"}
+    if (sampling := getattr(dataset, "sampling", None)) is not None:
+        dense = sampling.mode == "dense"
+        protocol |= {
+            "sampling": sampling.mode,
+            "clips": None if dense else sampling.clips,
+            "crops": sampling.crops,
+        }
+        if sampling.mode == "random":
+            protocol["seed"] = sampling.seed
+    if (spec := getattr(dataset, "spec", None)) is not None:
+        normalisation = ("mean", "std")
+        protocol |= {k: v for k, v in spec.to_dict().items() if k not in normalisation}
+    return protocol
+
+
+def _path(dataset: object, video: int) -> str:
+    samples: Sequence[tuple[Any, Any]] | None = getattr(dataset, "samples", None)
+    return f"video {video}" if samples is None else str(samples[video][0])
 
 
 def _name(dataset: object, video: int) -> str:
-    samples: Sequence[tuple[Any, int]] | None = getattr(dataset, "samples", None)
-    return f"video {video}" if samples is None else str(samples[video][0])
+    """The video's path relative to the dataset's root, the same wherever that lies."""
+    from r21d.video.index import relative_name
+
+    path, root = _path(dataset, video), getattr(dataset, "root", None)
+    return path if root is None else relative_name(path, root) or path

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from r21d.evaluation.evaluate import class_names, score_clips
+from r21d.evaluation.evaluate import class_names
+from r21d.evaluation.forward import score_clips
 from r21d.models import VideoModel
+
+if TYPE_CHECKING:
+    from r21d.video import InputSpec
+
+_PART = 64
+"""Clips decoded at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,28 +40,42 @@ class Prediction:
 
 
 def predict(
-    model: VideoModel, path: str | os.PathLike[str], clips: int = 10, topk: int = 5
+    model: VideoModel,
+    path: str | os.PathLike[str],
+    clips: int = 10,
+    topk: int = 5,
+    sampling: str = "even",
+    crops: int = 1,
+    *,
+    seed: int = 0,
+    spec: InputSpec | None = None,
 ) -> Prediction:
-    """Classify a video by ``clips`` evenly spaced clips, scores averaged after softmax.
+    """Classify a video by several clips, scores averaged after softmax.
 
-    Ten clips are the paper's test protocol (section 4.1). The input is made as
-    ``model.input_spec`` says, which checkpoints bring along (without one: ``InputSpec()``), and
-    classes are named by ``model.classes`` (without: their numbers).
+    Ten clips are the paper's test protocol (section 4.1); ``sampling``, ``clips``, ``crops`` and
+    ``seed`` are those of :class:`r21d.video.ClipSampling`. The input is made as ``spec`` says,
+    by default ``model.input_spec``, which checkpoints bring along (without one: ``InputSpec()``),
+    and classes are named by ``model.classes`` (without: their numbers).
 
     Raises:
-        ValueError: ``clips`` or ``topk`` is below 1.
+        ValueError: ``topk``, ``clips``, ``sampling`` or ``crops`` is out of range.
         VideoError: the file cannot be decoded.
         FloatingPointError: the network's scores are not finite.
     """
-    from r21d.video import ClipTransform, InputSpec, probe, read_clips
+    from r21d.video import ClipSampling, ClipTransform, InputSpec, probe
 
-    for name, value in (("clips", clips), ("topk", topk)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
-    spec = model.input_spec or InputSpec()
-    starts = probe(path).clip_starts(spec.clip_len, spec.frame_rate, clips)
-    frames = read_clips(path, starts, spec.clip_len, spec.frame_rate, size=spec.resize)
-    scores = score_clips(model, ClipTransform(spec)(frames)).mean(0)
+    if topk < 1:
+        raise ValueError(f"topk is {topk}, expected at least 1")
+    spec = spec or model.input_spec or InputSpec()
+    chosen = ClipSampling(sampling, clips, crops, seed)
+    starts = chosen.starts(probe(path), spec, Path(path).name)
+    transform = ClipTransform(spec, crops=crops, normalize=False)
+    # In parts: the clips of a dense hour would fill the memory.
+    parts = [
+        score_clips(model, transform(_read(path, starts[i : i + _PART], spec)), spec=spec)
+        for i in range(0, len(starts), _PART)
+    ]
+    scores = torch.cat(parts).mean(0)
     names = class_names(None, model, len(scores))
     best = torch.sort(scores, descending=True, stable=True)
     order = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
@@ -62,4 +84,19 @@ def predict(
         top=[(names[index], score) for index, score in order[:topk]],
         scores=scores,
         starts=starts,
+    )
+
+
+def _read(path: str | os.PathLike[str], starts: list[float], spec: InputSpec) -> Tensor:
+    from r21d.video import read_clips
+
+    return read_clips(
+        path,
+        starts,
+        spec.clip_len,
+        spec.frame_rate,
+        frame_stride=spec.frame_stride,
+        short=spec.short,
+        size=spec.resize,
+        antialias=spec.antialias,
     )

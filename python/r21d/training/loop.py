@@ -54,7 +54,10 @@ def train(
 
     Args:
         model: Maps float32 (N, 3, T, H, W) to logits (N, classes).
-        train_set: Items ``(clips (K, 3, T, H, W), label, video index)``.
+        train_set: Items ``(clips (K, 3, T, H, W), label, video index)``. Clips are float32, or
+            uint8, which are normalised on the device by ``train_set.spec``. A label is a class
+            index, or float32 (classes,) of ones and zeros; the loss is then the cross-entropy
+            against all ones alike, and a clip counts as right by any of them.
         val_set: The same with the clips to test on, or None.
         config: Settings.
         out: Folder for ``last.safetensors``, ``best.safetensors`` (best video@1, then clip@1;
@@ -74,7 +77,8 @@ def train(
         TrainingDiverged: a loss or gradient became infinite or NaN.
         ResumeError: ``resume`` and the state is missing, damaged or of another run.
         FileExistsError: ``out`` holds a run and neither ``resume`` nor ``overwrite`` is given.
-        ValueError: the training set is empty, or ``resume`` comes without ``out``.
+        ValueError: the training set is empty, or of uint8 clips without a ``spec``, or ``resume``
+            comes without ``out``.
     """
     if len(train_set) == 0:
         raise ValueError("train_set is empty: there is nothing to train on")
@@ -156,6 +160,7 @@ def _run_epoch(
     loss_sum = torch.zeros((), dtype=torch.float64, device=config.device)
     correct = torch.zeros((), dtype=torch.int64, device=config.device)
     seen = 0
+    normalize = _normalizer(dataset)
     model.train()
     with progress_bar(f"epoch {epoch + 1}/{config.epochs}", len(loader)) as advance:
         for index, (clips, labels, _) in enumerate(loader):
@@ -163,13 +168,13 @@ def _run_epoch(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, len(loader))
             # (B, K, 3, T, H, W) -> (B * K, 3, T, H, W): every clip of a video has its label.
-            labels = labels.repeat_interleave(clips.shape[1]).to(config.device)
-            clips = clips.flatten(0, 1).to(config.device)
+            labels = labels.repeat_interleave(clips.shape[1], dim=0).to(config.device)
+            clips = normalize(clips.flatten(0, 1).to(config.device))
             logits = _forward(model, clips, config)
-            loss = nn.functional.cross_entropy(logits, labels)
+            loss = nn.functional.cross_entropy(logits, _targets(labels))
             _step(model, optimizer, loss, epoch, index)
             loss_sum += loss.detach() * len(labels)
-            correct += (logits.detach().argmax(1) == labels).sum()
+            correct += _hits(logits.detach(), labels)
             seen += len(labels)
             advance(1)
     return {
@@ -178,6 +183,38 @@ def _run_epoch(
         "train_loss": loss_sum.item() / seen,
         "train_clip_top1": correct.item() / seen,
     }
+
+
+def _normalizer(dataset: ClipDataset) -> Callable[[Tensor], Tensor]:
+    """What makes the network's input of a batch: nothing, but for uint8 clips."""
+    from r21d.video.transforms import Normalize
+
+    spec = getattr(dataset, "spec", None)
+    made: list[Normalize] = []
+
+    def normalize(clips: Tensor) -> Tensor:
+        if clips.dtype != torch.uint8:
+            return clips
+        if spec is None:
+            raise ValueError("train_set gives uint8 clips and has no spec to normalise them by")
+        if not made:
+            made.append(Normalize(spec))
+        return made[0](clips)
+
+    return normalize
+
+
+def _targets(labels: Tensor) -> Tensor:
+    """Class indices as they are; ones and zeros as a distribution over the ones."""
+    return labels / labels.sum(1, keepdim=True) if labels.is_floating_point() else labels
+
+
+def _hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many clips have their (or one of their) labels as top class."""
+    top = logits.argmax(1)
+    if labels.is_floating_point():
+        return (labels.gather(1, top[:, None]) > 0).sum()
+    return (top == labels).sum()
 
 
 def _loader(dataset: ClipDataset, config: TrainConfig, epoch: int) -> DataLoader[Any]:

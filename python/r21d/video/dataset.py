@@ -1,4 +1,4 @@
-"""A folder of videos, one sub-folder a class, as a dataset of clips."""
+"""Lists of videos as datasets of clips."""
 
 from __future__ import annotations
 
@@ -6,47 +6,304 @@ import copy
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch.utils.data import Dataset
 
-from r21d.video.reader import VideoError, VideoInfo, probe, read_clips, read_video
+from r21d.video.clips import ClipSampling, seeded_generator
+from r21d.video.decoder import available_cpus
+from r21d.video.examine import examine
+from r21d.video.index import VideoIndex, find_index, relative_name
+from r21d.video.lists import VideoItem, VideoList, list_folder
+from r21d.video.reader import VideoError, VideoInfo, read_clips, read_video
 from r21d.video.sampling import clip_span, random_clip_start, select_frames
 from r21d.video.transforms import ClipTransform, InputSpec
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset(
-    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
-    | {".ogv", ".ts", ".webm", ".wmv"}
-)
+Index: TypeAlias = VideoIndex | str | os.PathLike[str] | Literal[False] | None
+"""Where a dataset looks files up: an index, its file, the root's own if it has one (None), none."""
+
+_MOST_WARNINGS = 10
+_MANY_FILES = 1000
+_MOST_THREADS = 8
 
 
-class VideoFolder(Dataset[tuple[torch.Tensor, int, int]]):
-    """Clips of the videos under ``root/<class>/``, labelled by folder.
+class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
+    """Clips of the videos of a list (`r21d.video.lists`).
 
-    Item i is ``(clips, label, video)``: float32 (K, 3, T, h, w) as `ClipTransform` makes them, the
-    index into ``classes``, and i itself, which names the video in ``samples``. In training K = 1,
-    starting at a random moment (temporal jitter) and cropped at random; in test K = ``clips``,
-    evenly spaced and cropped at the centre.
+    Item i is ``(clips, label, i)``. ``clips`` is (K, 3, T, h, w) as `ClipTransform` makes them:
+    float32, or uint8 where ``normalize`` is False, for `Normalize` to finish where the network
+    runs. ``label`` is the index into ``classes``, or for a list with several labels a video a
+    float32 (classes,) of ones and zeros. i names the video in ``samples``.
 
-    ``classes`` are the sorted folder names, or ``labels`` where given (a checkpoint's), of which
-    the folders may then be some. Files are told to be videos by their suffix.
+    In training K = 1: a clip from a random moment (temporal jitter), cropped at random and, with
+    ``flip``, mirrored half of the time; ``sampling`` is None. In test ``sampling`` says which
+    clips and crops (None: `ClipSampling`'s own, ten even clips); K is their product, the crops of
+    a clip following each other, and ``clips`` holds it (None where it depends on the video).
 
-    Every file is opened at construction. Those that cannot be decoded are reported once, as a
-    warning, left out of ``samples`` and listed in ``failed`` as ``(path, reason)``. A file that
-    fails only later, having been removed meanwhile, say, raises VideoError in test; in training it
-    is warned about each time and another video drawn instead.
+    Every file is looked up in ``index`` (see `Index`; ``r21d index`` makes one) or, where that
+    knows nothing of the file as it is now, opened at construction. Those that cannot be decoded or
+    that are known to be damaged (a full index has decoded them to the end) are warned about once,
+    left out of ``samples`` and listed in ``failed`` as ``(path, reason)``; ``missing`` are files
+    which the list, or for a folder its index, knows and that are not there. A file that turns out
+    broken or damaged only when it is read raises VideoError in test; in training it is warned
+    about each time, another video is drawn instead, and ``replaced`` counts that (in the process
+    that reads; worker processes have counts of their own). ``strict=True`` stops instead, with
+    VideoError, in all of these cases but that of ``missing``.
 
-    Random draws depend on ``seed`` and on torch's global generator alone, so ``torch.manual_seed``
-    makes them repeatable and restoring torch's state resumes them.
-    ``cache=True`` keeps every video in memory after its first decoding, as uint8 frames already
-    scaled to ``spec.resize``: for small sets, read by the main process.
+    Training's random draws depend on ``seed`` and on torch's global generator alone, so
+    ``torch.manual_seed`` makes them repeatable and restoring torch's state resumes them. A
+    DataLoader seeds that generator anew in each worker process; after `set_epoch` they depend on
+    ``seed``, the epoch and i alone, whatever the number of workers and the order. The clips of
+    test depend on ``sampling.seed`` and the video's name alone.
 
-    Raises ValueError for a folder without classes, a single class, a class without videos, a class
-    not among ``labels``, a ``spec`` of optical flow, or when no file can be decoded.
+    ``decoder`` and ``threads`` are `read_clips`'s. ``cache=True`` keeps every video in memory after
+    its first decoding, as uint8 frames already scaled to ``spec.resize``: for small sets, read by
+    the main process, by PyAV.
+
+    Raises ValueError for a ``spec`` of optical flow, for options that contradict each other, or
+    when no file can be decoded.
+    """
+
+    def __init__(
+        self,
+        videos: VideoList,
+        spec: InputSpec,
+        train: bool,
+        sampling: ClipSampling | None = None,
+        *,
+        flip: bool = True,
+        seed: int = 0,
+        normalize: bool = True,
+        index: Index = None,
+        strict: bool = False,
+        cache: bool = False,
+        decoder: str = "pyav",
+        threads: int | None = None,
+    ) -> None:
+        if cache and decoder != "pyav":
+            raise ValueError(f"cache=True decodes by PyAV: decoder must be 'pyav', got {decoder!r}")
+        self.videos = videos
+        self.root = videos.root
+        self.classes = videos.classes
+        self.multilabel = videos.multilabel
+        self.missing = list(videos.missing)
+        self.spec = spec
+        self.flip = flip
+        self.seed = seed
+        self.normalize = normalize
+        self.strict = strict
+        self.decoder = decoder
+        self.threads = threads
+        self.replaced = 0
+        # Shared, so that worker processes that outlive an epoch hear of the next one.
+        self._epoch = torch.tensor(-1).share_memory_()
+        self._cache: dict[int, _DecodedVideo] | None = {} if cache else None
+        self._set_side(train, sampling)
+        loaded = _load_index(index, videos.root)
+        if loaded is not None and videos.name == "folder":
+            self.missing += _gone(loaded, videos)
+        self._open(videos.items, loaded)
+
+    @property
+    def clips(self) -> int | None:
+        """Clips (times crops) an item; None where that depends on the video's length."""
+        return 1 if self.sampling is None else self.sampling.views
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Any, int]:
+        if not 0 <= index < len(self.samples):
+            raise IndexError(f"index {index} is outside 0..{len(self.samples) - 1}")
+        if self.sampling is not None:
+            key = relative_name(self.samples[index][0], self.root)
+            name = key or os.fspath(self.samples[index][0])
+            starts = self.sampling.starts(self._infos[index], self.spec, name)
+            return self._test_transform(self._read(index, starts)), self._label(index), index
+        generator = self._generator(index)
+        for candidate in self._candidates(index, generator):
+            try:
+                frames = self._read(candidate, [self._random_start(candidate, generator)])
+            except VideoError as error:
+                if self.strict:
+                    raise
+                self.replaced += 1
+                logger.warning("another video is drawn instead: %s", error)
+                continue
+            transform = ClipTransform(
+                self.spec, True, self.flip, generator, normalize=self.normalize
+            )
+            return transform(frames), self._label(candidate), candidate
+        raise VideoError(f"{self.root}: none of the {len(self.samples)} videos can be decoded")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the clips of this epoch of training, from 0, in the order of any DataLoader.
+
+        Call it before each pass, as a DistributedSampler's; it reaches persistent workers, too,
+        and the subsets of this set. Without a call torch's global generator decides.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch must be at least 0, got {epoch}")
+        self._epoch.fill_(epoch)
+
+    def subset(
+        self,
+        indices: Sequence[int],
+        train: bool,
+        clips: int = 1,
+        *,
+        sampling: ClipSampling | None = None,
+    ) -> VideoDataset:
+        """The videos at ``indices`` as a set of their own, without opening any file again.
+
+        ``train`` and ``sampling`` as in the constructor; ``clips`` is short for that many even
+        ones. ``failed`` and ``missing`` are empty: those files are in no subset.
+        """
+        part = copy.copy(self)
+        part._set_side(train, _sampling(train, clips, sampling))
+        part.samples = [self.samples[index] for index in indices]
+        part.failed, part.missing, part.replaced = [], [], 0
+        part._infos = [self._infos[index] for index in indices]
+        part._cache = None if self._cache is None else {}
+        return part
+
+    def _set_side(self, train: bool, sampling: ClipSampling | None) -> None:
+        if train and sampling is not None:
+            raise ValueError(
+                f"training draws one clip a video at random: sampling must be None, got {sampling}"
+            )
+        self.train = train
+        self.sampling = None if train else sampling or ClipSampling()
+        crops = 1 if self.sampling is None else self.sampling.crops
+        self._test_transform = ClipTransform(self.spec, crops=crops, normalize=self.normalize)
+
+    def _open(self, items: Sequence[VideoItem], index: VideoIndex | None) -> None:
+        """Look every file up, or open it; keep those that can be decoded."""
+        self.samples: list[tuple[Path, int | tuple[int, ...]]] = []
+        self.failed: list[tuple[Path, str]] = []
+        self._infos: list[VideoInfo] = []
+        if index is None and len(items) > _MANY_FILES:
+            logger.warning(
+                "%s: no index, so each of %d files is opened first; r21d index does that once",
+                self.root,
+                len(items),
+            )
+        threads = min(_MOST_THREADS, available_cpus())
+        with ThreadPoolExecutor(threads, "r21d-probe") as pool:
+            paths = [item.path for item in items]
+            for item, found in zip(items, pool.map(partial(_describe, index), paths), strict=True):
+                if isinstance(found, VideoInfo):
+                    self._infos.append(found)
+                    label = item.labels if self.multilabel else item.labels[0]
+                    self.samples.append((item.path, label))
+                else:
+                    self._fail(item.path, found)
+        if len(self.failed) > _MOST_WARNINGS:
+            logger.warning(
+                "skipped: %d more files, %d of %d in all",
+                len(self.failed) - _MOST_WARNINGS,
+                len(self.failed),
+                len(items),
+            )
+        if self.missing:
+            listed = len(items) + len(self.missing)
+            logger.warning(
+                "%s: %d of %d listed videos are missing", self.root, len(self.missing), listed
+            )
+        self._check_usable(len(items))
+
+    def _fail(self, path: Path, reason: str) -> None:
+        self.failed.append((path, reason))
+        if len(self.failed) <= _MOST_WARNINGS:
+            logger.warning("skipped: %s", reason)
+
+    def _check_usable(self, files: int) -> None:
+        if self.strict and self.failed:
+            raise VideoError(
+                f"{self.root}: {len(self.failed)} of {files} video files are broken or damaged;"
+                f" the first: {self.failed[0][1]}"
+            )
+        if not self.samples:
+            first = f"; the first: {self.failed[0][1]}" if self.failed else ""
+            absent = f" ({len(self.missing)} more are missing)" if self.missing else ""
+            raise ValueError(
+                f"{self.root}: none of the {files} video files can be decoded{absent}{first}"
+            )
+
+    def _label(self, index: int) -> int | torch.Tensor:
+        label = self.samples[index][1]
+        if isinstance(label, int):
+            return label
+        ones = torch.zeros(len(self.classes))
+        ones[list(label)] = 1
+        return ones
+
+    def _candidates(self, index: int, generator: torch.Generator) -> Iterator[int]:
+        """``index``, then the others in random order."""
+        yield index
+        for other in torch.randperm(len(self.samples), generator=generator).tolist():
+            if other != index:
+                yield other
+
+    def _generator(self, index: int) -> torch.Generator:
+        """A fresh source of randomness for one item."""
+        epoch = int(self._epoch)
+        if epoch >= 0:
+            return seeded_generator(f"{self.seed} {epoch} {index}")
+        draw = int(torch.randint(2**62, (), dtype=torch.int64))
+        return torch.Generator().manual_seed(draw ^ self.seed)
+
+    def _random_start(self, index: int, generator: torch.Generator) -> float:
+        info, spec = self._infos[index], self.spec
+        span = clip_span(spec.clip_len, spec.frame_rate or info.frame_rate, spec.frame_stride)
+        return random_clip_start(info.duration, span, generator)
+
+    def _read(self, index: int, starts: Sequence[float]) -> torch.Tensor:
+        """uint8 (K, T, h, w, 3), scaled to ``spec.resize``."""
+        path, spec = self.samples[index][0], self.spec
+        if self._cache is None:
+            return read_clips(
+                path,
+                starts,
+                spec.clip_len,
+                spec.frame_rate,
+                frame_stride=spec.frame_stride,
+                short=spec.short,
+                size=spec.resize,
+                antialias=spec.antialias,
+                decoder=self.decoder,
+                threads=self.threads,
+                on_damage="raise",
+            )
+        if index not in self._cache:
+            frames, times = read_video(
+                path,
+                size=spec.resize,
+                antialias=spec.antialias,
+                threads=self.threads,
+                on_damage="raise",
+            )
+            period = 1 / self._infos[index].frame_rate
+            self._cache[index] = _DecodedVideo(frames, times, period)
+        return self._cache[index].clips(starts, spec)
+
+
+class VideoFolder(VideoDataset):
+    """Clips of the videos under ``root/<class>/``, labelled by folder: `VideoDataset` of these.
+
+    ``clips`` is short for ``sampling``: that many evenly spaced ones, cropped at the centre; in
+    training it is 1. ``labels`` are the classes where given (a checkpoint's), of which the folders
+    may then be some; else the sorted folder names are.
+
+    Raises ValueError also for a folder without classes, a single class, a class without videos, or
+    one that is not among ``labels``.
     """
 
     def __init__(
@@ -59,163 +316,84 @@ class VideoFolder(Dataset[tuple[torch.Tensor, int, int]]):
         labels: Sequence[str] | None = None,
         seed: int = 0,
         *,
+        sampling: ClipSampling | None = None,
+        normalize: bool = True,
+        index: Index = None,
+        strict: bool = False,
         cache: bool = False,
+        decoder: str = "pyav",
+        threads: int | None = None,
     ) -> None:
-        _check_clips(clips, train)
-        self.root = Path(root)
-        self.spec = spec
-        self._centred = ClipTransform(spec)
-        self.train = train
-        self.clips = clips
-        self.flip = flip
-        self.seed = seed
-        self.classes, self.samples = _scan(self.root, labels)
-        self.failed: list[tuple[Path, str]] = []
-        self._infos: list[VideoInfo] = []
-        self._cache: dict[int, _DecodedVideo] | None = {} if cache else None
-        self._probe()
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
-        if not 0 <= index < len(self.samples):
-            raise IndexError(f"index {index} is outside 0..{len(self.samples) - 1}")
-        if not self.train:
-            frames = self._read(index, None)
-            return self._centred(frames), self.samples[index][1], index
-        generator = self._generator()
-        for candidate in self._candidates(index, generator):
-            try:
-                frames = self._read(candidate, generator)
-            except VideoError as error:
-                logger.warning("another video is drawn instead: %s", error)
-                continue
-            transform = ClipTransform(self.spec, True, self.flip, generator)
-            return transform(frames), self.samples[candidate][1], candidate
-        raise VideoError(f"{self.root}: none of the {len(self.samples)} videos can be decoded")
-
-    def subset(self, indices: Sequence[int], train: bool, clips: int = 1) -> VideoFolder:
-        """The videos at ``indices`` as a set of their own, without opening any file again.
-
-        ``train`` and ``clips`` as in the constructor. ``failed`` is empty: those files are in no
-        subset.
-        """
-        _check_clips(clips, train)
-        part = copy.copy(self)
-        part.train, part.clips = train, clips
-        part.samples = [self.samples[index] for index in indices]
-        part.failed = []
-        part._infos = [self._infos[index] for index in indices]
-        part._cache = None if self._cache is None else {}
-        return part
-
-    def _probe(self) -> None:
-        """Open every file; keep those that can be decoded."""
-        found = self.samples
-        self.samples = []
-        for path, label in found:
-            try:
-                self._infos.append(probe(path))
-            except VideoError as error:
-                self.failed.append((path, str(error)))
-                logger.warning("skipped: %s", error)
-            else:
-                self.samples.append((path, label))
-        if not self.samples:
-            raise ValueError(
-                f"{self.root}: none of the {len(found)} video files can be decoded;"
-                f" the first: {self.failed[0][1]}"
-            )
-
-    def _candidates(self, index: int, generator: torch.Generator) -> Iterator[int]:
-        """``index``, then the others in random order."""
-        yield index
-        for other in torch.randperm(len(self.samples), generator=generator).tolist():
-            if other != index:
-                yield other
-
-    def _generator(self) -> torch.Generator:
-        """A fresh source of randomness for one item."""
-        draw = int(torch.randint(2**62, (), dtype=torch.int64))
-        return torch.Generator().manual_seed(draw ^ self.seed)
-
-    def _read(self, index: int, generator: torch.Generator | None) -> torch.Tensor:
-        """uint8 (K, T, h, w, 3), scaled to ``spec.resize``."""
-        info = self._infos[index]
-        if generator is None:
-            starts = info.clip_starts(self.spec.clip_len, self.spec.frame_rate, self.clips)
-        else:
-            span = clip_span(self.spec.clip_len, self.spec.frame_rate or info.frame_rate)
-            starts = [random_clip_start(info.duration, span, generator)]
-        if self._cache is None:
-            return read_clips(
-                info.path, starts, self.spec.clip_len, self.spec.frame_rate, size=self.spec.resize
-            )
-        if index not in self._cache:
-            self._cache[index] = _DecodedVideo(*read_video(info.path, size=self.spec.resize))
-        return self._cache[index].clips(starts, self.spec)
+        sampling = _sampling(train, clips, sampling)
+        super().__init__(
+            list_folder(root, labels),
+            spec,
+            train,
+            sampling,
+            flip=flip,
+            seed=seed,
+            normalize=normalize,
+            index=index,
+            strict=strict,
+            cache=cache,
+            decoder=decoder,
+            threads=threads,
+        )
 
 
 @dataclass(frozen=True)
 class _DecodedVideo:
-    """A whole video in memory: uint8 (F, h, w, 3) and F times in seconds."""
+    """A whole video in memory: uint8 (F, h, w, 3), F times, the last one's period (s)."""
 
     frames: torch.Tensor
     times: list[float]
+    period: float
 
     def clips(self, starts: Sequence[float], spec: InputSpec) -> torch.Tensor:
-        timed = zip(self.times, range(len(self.times)), strict=True)
-        chosen = select_frames(timed, starts, spec.clip_len, spec.frame_rate, int)
+        chosen = select_frames(
+            list(zip(self.times, range(len(self.times)), strict=True)),
+            starts,
+            spec.clip_len,
+            spec.frame_rate,
+            int,
+            frame_stride=spec.frame_stride,
+            short=spec.short,
+            period=self.period,
+        )
         return self.frames[torch.tensor(chosen)]
 
 
-def _check_clips(clips: int, train: bool) -> None:
-    if clips < 1:
-        raise ValueError(f"clips must be at least 1, got {clips}")
+def _sampling(train: bool, clips: int, sampling: ClipSampling | None) -> ClipSampling | None:
+    """``clips`` even ones where there is no ``sampling``; None for the one clip of training."""
+    if sampling is not None and clips != 1:
+        raise ValueError(f"sampling says how many clips: leave clips at 1, got {clips}")
+    even = ClipSampling(clips=clips)
     if train and clips != 1:
         raise ValueError(f"training draws one clip a video: clips must be 1, got {clips}")
+    return sampling if train or sampling is not None else even
 
 
-def _scan(root: Path, labels: Sequence[str] | None) -> tuple[list[str], list[tuple[Path, int]]]:
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; expected {root}/<class>/<video files>")
-    folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
-    if not folders:
-        raise ValueError(
-            f"{root}: no class folders in it; expected {root}/<class>/<video files>,"
-            " the sub-folders' names being the classes"
-        )
-    classes = _classes(root, folders, labels)
-    samples = []
-    for folder in folders:
-        files = sorted(f for f in folder.iterdir() if _is_video(f))
-        if not files:
-            raise ValueError(
-                f"{folder}: no video files in it; put some there or remove the folder"
-                f" (known suffixes: {' '.join(sorted(VIDEO_SUFFIXES))})"
-            )
-        samples += [(file, classes.index(folder.name)) for file in files]
-    return classes, samples
+def _load_index(index: Index, root: Path) -> VideoIndex | None:
+    if index is None:
+        index = find_index(root)
+    if index is None or index is False:
+        return None
+    return index if isinstance(index, VideoIndex) else VideoIndex.load(index)
 
 
-def _classes(root: Path, folders: list[Path], labels: Sequence[str] | None) -> list[str]:
-    names = [folder.name for folder in folders]
-    classes = names if labels is None else list(labels)
-    if len(classes) < 2:
-        raise ValueError(
-            f"{root}: a single class ({', '.join(classes)}) leaves nothing to tell apart;"
-            " expected at least two class folders"
-        )
-    if unknown := sorted(set(names) - set(classes)):
-        raise ValueError(
-            f"{root}: folders {', '.join(unknown)} are not among the {len(classes)} labels"
-            f" ({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''});"
-            " rename or remove them"
-        )
-    return classes
+def _describe(index: VideoIndex | None, path: Path) -> VideoInfo | str:
+    """What a file holds, or why it is left out."""
+    known = None if index is None else index.row(path)
+    row = known or examine(path, path.name)
+    if row.info is None or row.problem is not None:
+        return f"{path}: {row.problem}"
+    return replace(row.info, path=path)
 
 
-def _is_video(file: Path) -> bool:
-    hidden = file.name.startswith(".")
-    return file.suffix.lower() in VIDEO_SUFFIXES and not hidden and not file.is_dir()
+def _gone(index: VideoIndex, videos: VideoList) -> list[Path]:
+    """Files of the list's classes that the index knows and that are no longer there."""
+
+    def folder(path: Path) -> str:
+        return os.path.dirname(relative_name(path, videos.root) or "")
+
+    return [path for path in index.gone() if folder(path) in videos.classes]

@@ -1,28 +1,33 @@
-"""One pass over the video stream of a file: upright RGB frames with their times."""
+"""The video stream of a file: upright RGB frames with their times."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from r21d.video.keyframes import shows_picture
+from r21d.video.order import FrameOrder, UnsureError
+from r21d.video.packets import PacketQueue, read_packets
 from r21d.video.sampling import TOLERANCE
+from r21d.video.truncation import cut_short
 
 if TYPE_CHECKING:
-    from av import VideoFrame
+    from av import Packet, VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-# A seek goes by decoding time, which B-frames put ahead of display time: aim this many seconds
-# early so that the keyframe found is also displayed before the wanted instant.
-_SEEK_MARGIN = 0.25
-
 # FFmpeg opens these as "video" although nobody means one: ANSI art from .txt and .nfo files.
 _TEXT_FORMATS = frozenset({"tty", "bin", "xbin", "adf", "idf"})
+
+# Several threads decode these to the same values as one; of interlaced MPEG-4 they do not.
+_THREADED = frozenset({"av1", "h264", "hevc", "mpeg1video", "mpeg2video", "vp8", "vp9"})
 
 
 class VideoError(RuntimeError):
@@ -40,19 +45,44 @@ def import_av() -> ModuleType:
     return av
 
 
+def available_cpus() -> int:
+    """How many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Decoder:
     """The best video stream of a file, opened for reading; a context manager.
 
     Packets that cannot be decoded are skipped, as players do, and noted in ``failures``
-    (a line each); what follows them is still decoded. Raises VideoError when the file is
-    missing, no regular file, no video or a still image.
+    (a line each), as are frames that FFmpeg had to patch up; what follows them is still decoded.
+    ``decoded`` counts the packets that were decoded.
+
+    ``quick=True`` leaves out what nobody wants, see `frames`, and raises UnsureError instead of
+    noting a failure, or where nothing shows that the frames are those of decoding everything.
+    ``seek=False`` keeps it from using the file's index, ``has_sought`` says that it did.
+
+    Raises VideoError when the file is missing, no regular file, no video or a still image.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int = 1,
+        quick: bool = False,
+        seek: bool = True,
+    ) -> None:
         self.path = Path(path)
         self.failures: list[str] = []
+        self.decoded = 0
+        self._threads = threads
+        self._quick = quick
+        self._seek = seek
+        self.has_sought = False
+        self._used = False
         self._av = import_av()
-        self._matrix: tuple[int, ...] | None = None
         self._converter = self._av.video.reformatter.VideoReformatter()
         self._open()
 
@@ -76,41 +106,41 @@ class Decoder:
         return self._stream
 
     @property
-    def frame_rate(self) -> float | None:
-        """Mean frames a second as the file states or FFmpeg guesses it; None if neither."""
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        return float(rate) if rate else None
+    def frame_rate(self) -> float:
+        """Mean frames a second as the file states or FFmpeg guesses it; 25 if neither."""
+        return float(self._stream.average_rate or self._stream.guessed_rate or 25)
 
-    def frames(self, start: float = 0.0) -> Iterator[tuple[float, VideoFrame]]:
-        """Yield (seconds since the first frame, frame) in display order.
+    def frames(
+        self, wanted: Callable[[], float] | None = None
+    ) -> Iterator[tuple[float, VideoFrame]]:
+        """Yield (seconds since the first frame, frame) in display order, from the first frame on.
 
-        Begins with the frame on display at ``start`` or an earlier one: a keyframe where the file
-        allows seeking, else the first frame of the file.
+        ``wanted()`` is asked after each frame for the earliest instant that still matters. A quick
+        decoder leaves out frames before the one on display then: it goes on from the last
+        keyframe before it, where the file allows that.
         """
-        if start > _SEEK_MARGIN and self._seek(start - _SEEK_MARGIN):
-            decoded = self._decode()
-            first = next(decoded, None)
-            if first is not None and first[0] <= start + TOLERANCE:
-                yield first
-                yield from decoded
-                return
+        if self._used:
             self._container.close()
             self._open()
-        yield from self._decode()
+        self._used = True
+        if self._quick:
+            yield from self._quick_frames(wanted or (lambda: -math.inf))
+        else:
+            yield from self._all_frames()
 
     def rgb(self, frame: VideoFrame) -> torch.Tensor:
         """uint8 (H, W, 3) RGB of one frame, turned and mirrored as the file asks for."""
         try:
-            converted = self._converter.reformat(frame, format="rgb24")
+            converted = self._converter.reformat(frame, format="rgb24", threads=1)
             pixels = torch.from_numpy(converted.to_ndarray())
         except self._av.FFmpegError as error:
             raise VideoError(
                 f"{self.path}: a decoded frame cannot be converted to RGB ({_reason(error)})"
             ) from error
-        return _upright(pixels, self._display_matrix(frame)).contiguous()
+        return _upright(pixels, _display_matrix(frame)).contiguous()
 
     def _open(self) -> None:
-        self.failures.clear()
+        self._origin: int | None = None
         self._container = self._open_container()
         try:
             self._stream = self._find_stream()
@@ -119,12 +149,15 @@ class Decoder:
             raise
 
     def _open_container(self) -> InputContainer:
-        if not self.path.exists():
-            raise VideoError(f"{self.path}: no such file")
-        if not self.path.is_file():
-            raise VideoError(f"{self.path}: not a regular file")
-        if self.path.stat().st_size == 0:
-            raise VideoError(f"{self.path}: the file is empty")
+        try:
+            if not self.path.exists():
+                raise VideoError(f"{self.path}: no such file")
+            if not self.path.is_file():
+                raise VideoError(f"{self.path}: not a regular file")
+            if self.path.stat().st_size == 0:
+                raise VideoError(f"{self.path}: the file is empty")
+        except OSError as error:
+            raise VideoError(f"{self.path}: cannot be opened ({_reason(error)})") from error
         try:
             # "file:" and the whitelist keep names such as "http:x.mp4", and playlists that point
             # elsewhere, from being anything but local files.
@@ -153,73 +186,177 @@ class Decoder:
         stream: VideoStream = best if best in streams else streams[0]
         if stream.codec_context is None:
             raise VideoError(f"{self.path}: this FFmpeg has no decoder for its video stream")
+        codec = stream.codec_context.codec
+        threaded = codec.intra_only or codec.canonical_name in _THREADED
+        stream.codec_context.thread_count = self._threads if threaded else 1
         stream.thread_type = "AUTO"
+        if self._quick and stream.codec_context.thread_count > 1:
+            # Refuse damaged pictures instead of patching them up: with several threads FFmpeg now
+            # and then loses the mark that it did. It refuses some sound open groups, too.
+            stream.codec_context.options = {"err_detect": "explode"}
         return stream
 
-    def _seek(self, start: float) -> bool:
-        """Move to a keyframe at or before ``start``; False when the file cannot do that."""
-        if self._stream.start_time is None or self._stream.time_base is None:
-            return False
-        offset = self._stream.start_time + int(start / self._stream.time_base)
-        try:
-            self._container.seek(offset, stream=self._stream, backward=True)
-        except (self._av.FFmpegError, OverflowError):
-            self._container.close()
-            self._open()
-            return False
-        return True
-
-    def _decode(self) -> Iterator[tuple[float, VideoFrame]]:
-        period = 1 / (self.frame_rate or 25.0)
+    def _all_frames(self) -> Iterator[tuple[float, VideoFrame]]:
+        """Every frame there is; time stamps that are missing or step back are mended."""
+        period = 1 / self.frame_rate
         clock: float | None = None
         for frame in self._decoded_frames():
-            time = self._time(frame)
-            if time is None:
+            if frame.pts is None:
                 time = 0.0 if clock is None else clock + period
+            else:
+                time = self._seconds(frame.pts)
+            if frame.is_corrupt:
+                self._note(f"damaged frame near {time:.2f} s")
             # Broken files step back in time; frames stay in the order they are shown.
             clock = time if clock is None else max(clock, time)
             yield clock, frame
 
     def _decoded_frames(self) -> Iterator[VideoFrame]:
-        packets = self._container.demux(self._stream)
+        for packet in self._packets():
+            try:
+                frames = self._decode(packet)
+            except self._av.FFmpegError as error:
+                where = "" if packet is None else self._where(packet.pts)
+                self._note(f"undecodable packet{where}: {_reason(error)}")
+                continue
+            yield from frames
+
+    def _packets(self) -> Iterator[Packet[VideoStream] | None]:
+        """All packets of the file, and None for its end."""
+        packets = read_packets(self._container, self._stream)
         while True:
             try:
                 packet = next(packets, None)
             except self._av.FFmpegError as error:
-                self.failures.append(f"reading broke off: {_reason(error)}")
+                self._note(f"reading broke off: {_reason(error)}")
+                packet = None
+            if packet is None:
+                self._note_missing_end()
+                yield None
                 return
+            yield packet
+
+    def _quick_frames(self, wanted: Callable[[], float]) -> Iterator[tuple[float, VideoFrame]]:
+        """The frames that are wanted, as long as `FrameOrder` shows that they are right."""
+        queue = PacketQueue(
+            self._container, self._stream, self._open_container if self._seek else None
+        )
+        order = FrameOrder()
+        codec = self._stream.codec_context.codec
+        turn: bytes | None = None
+        jumped = False
+        for packet in self._sound_packets(queue):
+            if packet is not None and self._shows_picture(packet):
+                order.expect(packet.pts)
+            for frame in self._decode_sound(packet):
+                pts = order.admit(frame.pts, frame.key_frame or codec.intra_only, frame.is_corrupt)
+                if pts is None:
+                    continue
+                # An H.264 stream may state its orientation once for all that follows.
+                if jumped and _display_matrix(frame) != turn:
+                    raise UnsureError("another orientation")
+                jumped = False
+                time = self._seconds(pts)
+                yield time, frame
+                until = wanted()
+                if until > time and self._may_skip(frame) and self._skip(queue, until):
+                    order.begin_anew()
+                    turn, jumped = _display_matrix(frame), True
+                    break
+        order.end()
+        self._note_missing_end()
+
+    def _skip(self, queue: PacketQueue, until: float) -> bool:
+        try:
+            skipped = queue.skip(self._ticks(until))
+        except self._av.FFmpegError as error:
+            raise UnsureError("reading broke off") from error
+        finally:
+            self.has_sought = self.has_sought or queue.has_sought
+        if skipped:
+            self._stream.codec_context.flush_buffers()
+        return skipped
+
+    def _sound_packets(self, queue: PacketQueue) -> Iterator[Packet[VideoStream] | None]:
+        """All packets of the queue, and None for its end."""
+        packets = iter(queue)
+        while True:
+            try:
+                packet = next(packets, None)
+            except self._av.FFmpegError as error:
+                raise UnsureError("reading broke off") from error
+            if packet is not None and packet.is_corrupt:
+                raise UnsureError("a damaged packet")
+            yield packet
             if packet is None:
                 return
-            try:
-                frames = self._stream.decode(packet)
-            except self._av.FFmpegError as error:
-                where = "" if packet.pts is None else f" near {self._seconds(packet.pts):.2f} s"
-                self.failures.append(f"undecodable packet{where}: {_reason(error)}")
-                continue
-            yield from frames
 
-    def _time(self, frame: VideoFrame) -> float | None:
-        return None if frame.pts is None else self._seconds(frame.pts)
+    def _shows_picture(self, packet: Packet[VideoStream]) -> bool:
+        codec = self._stream.codec_context.codec.canonical_name
+        return not packet.is_discard and shows_picture(codec, memoryview(packet)[0])
+
+    def _decode_sound(self, packet: Packet[VideoStream] | None) -> list[VideoFrame]:
+        try:
+            return self._decode(packet)
+        except self._av.FFmpegError as error:
+            raise UnsureError("an undecodable packet") from error
+
+    def _decode(self, packet: Packet[VideoStream] | None) -> list[VideoFrame]:
+        """The frames that a packet brings forth; None brings forth the last ones."""
+        self.decoded += packet is not None
+        return self._stream.codec_context.decode(packet)
+
+    def _may_skip(self, frame: VideoFrame) -> bool:
+        # FFmpeg interpolates interlaced MPEG-4 by clock times that it counts from the start.
+        codec = self._stream.codec_context.codec.canonical_name
+        return not (codec == "mpeg4" and frame.interlaced_frame)
+
+    def _note_missing_end(self) -> None:
+        try:
+            missing = cut_short(self.path)
+        except OSError as error:
+            missing = f"reading broke off: {_reason(error)}"
+        if missing:
+            self._note(missing)
+
+    def _note(self, failure: str) -> None:
+        # A second pass over the file meets the same ones.
+        if failure not in self.failures:
+            self.failures.append(failure)
+
+    def _where(self, pts: int | None) -> str:
+        if self._origin is None:
+            return " before the first frame"
+        return "" if pts is None else f" near {self._seconds(pts):.2f} s"
 
     def _seconds(self, pts: int) -> float:
-        base = self._stream.time_base
-        return float((pts - (self._stream.start_time or 0)) * base) if base else 0.0
+        """Since the first frame, whose time stamp the first call gives."""
+        if self._origin is None:
+            self._origin = pts
+        base = self._stream.time_base or Fraction(0)
+        return (pts - self._origin) * base.numerator / base.denominator
 
-    def _display_matrix(self, frame: VideoFrame) -> tuple[int, ...] | None:
-        data: Any = frame.side_data.get("DISPLAYMATRIX")
-        if data is not None:
-            self._matrix = tuple(memoryview(bytes(data)).cast("i"))
-        return self._matrix
+    def _ticks(self, seconds: float) -> int:
+        """The last time stamp that is not later, with `TOLERANCE`."""
+        if math.isinf(seconds):
+            return 1 << 62
+        base = self._stream.time_base or Fraction(1)
+        return (self._origin or 0) + math.floor(Fraction(seconds + TOLERANCE) / base)
 
 
-def _upright(pixels: torch.Tensor, matrix: tuple[int, ...] | None) -> torch.Tensor:
+def _display_matrix(frame: VideoFrame) -> bytes | None:
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    return None if data is None else bytes(data)
+
+
+def _upright(pixels: torch.Tensor, matrix: bytes | None) -> torch.Tensor:
     """Apply a display matrix, to the nearest quarter turn or mirror image, to (H, W, 3).
 
     The matrix (ISO/IEC 14496-12, track header) maps pixel (p, q) to (a p + c q, b p + d q).
     """
     if matrix is None:
         return pixels
-    a, b, _, c, d = matrix[:5]
+    a, b, _, c, d = memoryview(matrix).cast("i")[:5]
     if abs(a) + abs(d) < abs(b) + abs(c):
         pixels = pixels.transpose(0, 1)
         a, d = c, b

@@ -24,12 +24,12 @@ def scaled_size(height: int, width: int, size: FrameSize) -> tuple[int, int]:
     return size * height // width, size
 
 
-def resize_frames(frames: torch.Tensor, size: FrameSize) -> torch.Tensor:
+def resize_frames(frames: torch.Tensor, size: FrameSize, *, antialias: bool = True) -> torch.Tensor:
     """Scale uint8 frames (..., H, W, 3) to uint8 (..., h, w, 3).
 
-    ``size`` is (h, w), or the shorter side alone, see `scaled_size`. Bilinear with antialiasing,
-    rounded to whole grey levels, each frame by itself: scaling frames one at a time while decoding
-    gives the same values as scaling the finished clip.
+    ``size`` is (h, w), or the shorter side alone, see `scaled_size`. Bilinear, with antialiasing
+    unless told otherwise, rounded to whole grey levels, each frame by itself: scaling frames one at
+    a time while decoding gives the same values as scaling the finished clip.
     """
     height, width, channels = frames.shape[-3:]
     target = scaled_size(height, width, size)
@@ -37,6 +37,6 @@ def resize_frames(frames: torch.Tensor, size: FrameSize) -> torch.Tensor:
         return frames
     images = frames.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
     scaled = functional.interpolate(
-        images, size=target, mode="bilinear", align_corners=False, antialias=True
+        images, size=target, mode="bilinear", align_corners=False, antialias=antialias
     )
     return scaled.permute(0, 2, 3, 1).reshape(*frames.shape[:-3], *target, channels)

@@ -24,6 +24,8 @@ class PublishedWeights:
         clip_len: frames a clip; None: not given, as their layout suggests.
         frame_rate: frames a second, ``"native"`` for the video's own; None: not given, as their
             layout suggests.
+        frame_stride: every how manieth of these is taken; None: each of them where ``frame_rate``
+            is given, else as their layout suggests.
         classes: the set of :func:`r21d.weights.labels.labels`, None where no names were published.
         metrics: accuracies in per cent by name: ``clip@1`` (top-1, one clip), ``video@1`` and
             ``video@5`` (mean score of several clips).
@@ -40,6 +42,7 @@ class PublishedWeights:
     sha256: str | None = None
     clip_len: int | None = None
     frame_rate: float | Literal["native"] | None = None
+    frame_stride: int | None = None
     classes: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     protocol: str = ""
@@ -55,6 +58,9 @@ class PublishedWeights:
             given["clip_len"] = self.clip_len
         if self.frame_rate is not None:
             given["frame_rate"] = None if self.frame_rate == "native" else self.frame_rate
+            given["frame_stride"] = 1
+        if self.frame_stride is not None:
+            given["frame_stride"] = self.frame_stride
         return given
 
 
@@ -243,10 +249,11 @@ def _mmaction2(
         f"{config}/{config}_20220812-{digest}.pth",
         sha256=digest,
         clip_len=clip_len,
-        frame_rate=30.0 / every,
+        frame_rate="native",
+        frame_stride=every,
         classes=_KINETICS,
         metrics={"video@1": top1, "video@5": top5},
-        protocol=f"10 clips of {clip_len} frames, every {every}th, 3 crops of 256 pixels each",
+        protocol=f"10 clips of {clip_len} frames, one in {every}, 3 crops of 256 pixels each",
         licence="Apache-2.0",
         source="https://github.com/open-mmlab/mmaction2/tree/main/configs/recognition/r2plus1d",
     )

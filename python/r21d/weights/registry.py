@@ -320,7 +320,11 @@ def _is_digest(text: str) -> bool:
 
 
 def _check_input(entry: PublishedWeights) -> None:
-    from r21d.video.sampling import check_clip_len, check_frame_rate  # loads the decoder
+    from r21d.video.sampling import (  # loads the decoder
+        check_clip_len,
+        check_frame_rate,
+        check_frame_stride,
+    )
 
     if entry.clip_len is not None:
         check_clip_len(entry.clip_len)
@@ -328,6 +332,8 @@ def _check_input(entry: PublishedWeights) -> None:
         raise ValueError(f"frame_rate must be a number or 'native', got {entry.frame_rate!r}")
     if not isinstance(entry.frame_rate, str):
         check_frame_rate(entry.frame_rate)
+    if entry.frame_stride is not None:
+        check_frame_stride(entry.frame_stride)
 
 
 def _entry_of(url: str) -> PublishedWeights | None:

@@ -318,6 +318,16 @@ def test_predict_prints_tables_and_one_error_line(
     assert "no.mp4" in errors[0]
 
 
+def test_a_name_with_a_line_break_is_told_once(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "a\nb.mp4"
+    bad.write_text("no video")
+    assert main(["predict", str(bad), "--checkpoint", str(checkpoint)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.count("b.mp4") == 1 and "a\\nb.mp4: " in line
+
+
 def test_filmstrips_of_equal_names_do_not_overwrite(
     checkpoint: Path, test_data: Path, tmp_path: Path
 ) -> None:
@@ -365,10 +375,10 @@ def test_scores_that_are_not_finite_fail_their_video_alone(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def first_overflows(model: VideoResNet, path: str, *options: int) -> Prediction:
+    def first_overflows(model: VideoResNet, path: str, *options: Any, **more: Any) -> Prediction:
         if path == videos[0]:
             raise FloatingPointError("the network's scores are not finite")
-        return predict(model, path, *options)
+        return predict(model, path, *options, **more)
 
     # By name the function of the package would be found instead of its module.
     monkeypatch.setattr(sys.modules["r21d.evaluation.predict"], "predict", first_overflows)
@@ -394,11 +404,13 @@ def test_train_eval_predict(
     assert main(resumed) == 0
     assert len((out / "history.jsonl").read_text().splitlines()) == 2
     best = str(out / "best.safetensors")
-    result = run_json(capsys, "eval", str(actions), "--checkpoint", best, "--clips", "2")
+    # Two clips need what is damaged in the corrupt file.
+    result = run_json(capsys, "eval", str(actions), "--checkpoint", best, "--clips", "2", code=1)
     assert result["classes"] == CLASSES
-    assert result["videos"] == 10
-    assert result["clips"] == 20
-    assert [sum(row) for row in result["confusion"]] == [3, 4, 3]
+    assert result["videos"] == 9
+    assert result["clips"] == 18
+    assert [sum(row) for row in result["confusion"]] == [3, 3, 3]
+    assert [Path(row["path"]).name for row in result["failed"]] == ["decord_corrupted.mp4"]
 
 
 def test_eval_leaves_out_what_cannot_be_decoded(

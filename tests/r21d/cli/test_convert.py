@@ -145,7 +145,7 @@ def test_options_overrule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert model.config["eps"] == 1e-4
     assert {m.eps for m in model.modules() if isinstance(m, torch.nn.BatchNorm3d)} == {1e-4}
     assert model.classes == ["eins", "zwei", "Rad fahren"]
-    assert model.input_spec == InputSpec(clip_len=32, frame_rate=None)
+    assert model.input_spec == InputSpec(clip_len=32, frame_rate=None, antialias=False)
     extra = load_checkpoint(tmp_path / "out.safetensors").extra
     given = {name: text for name, text in extra.items() if name.startswith("given_")}
     assert given == {
@@ -171,6 +171,21 @@ def test_eps_is_of_every_batch_norm(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert {m.eps for m in model.modules() if isinstance(m, torch.nn.BatchNorm3d)} == eps
 
 
+def test_which_frames_a_clip_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """mmaction2's take every 8th of the file's; a rate that is given is that of the clip's own."""
+    torch_file(tmp_path / "in.pth", published_mmaction2.network(400, 8))
+    for options, rate, stride, text in (
+        ([], None, 8, "8 frames at the native rate, one in 8, "),
+        (["--frame-stride", "2"], None, 2, "8 frames at the native rate, one in 2, "),
+        (["--frame-rate", "7.5"], 7.5, 1, "8 frames at 7.5/s, 224x224"),
+        (["--frame-rate", "15", "--frame-stride", "2"], 15.0, 2, "8 frames at 15/s, one in 2, "),
+    ):
+        assert convert(tmp_path / "in.pth", tmp_path / "out.safetensors", *options) == 0
+        assert rows(capsys)["input"].startswith(text)
+        spec = InputSpec.from_dict(load_checkpoint(tmp_path / "out.safetensors").input)
+        assert (spec.frame_rate, spec.frame_stride, spec.short) == (rate, stride, "loop")
+
+
 EPS = "eps 1e-3, as in VMZ's code"
 CLIPS = (
     "clips of 8 frames at 30 a second, 112 pixels; VMZ has weights of 8, 16 and 32 frames",
@@ -185,6 +200,7 @@ CLIPS = (
         (["--eps", "1e-5"], [*CLIPS]),
         (["--clip-len", "16"], [EPS, CLIPS[1]]),
         (["--frame-rate", "native"], [EPS, CLIPS[1]]),
+        (["--frame-stride", "2"], [EPS, CLIPS[1]]),
         (["--labels", "400.txt"], [EPS, CLIPS[0]]),
     ],
 )

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from r21d.evaluation import evaluate, predict
-from r21d.evaluation.evaluate import score_clips
+from r21d.evaluation.forward import score_clips
 from r21d.models import VideoResNet, create_model
-from r21d.video import InputSpec, VideoError, VideoFolder, write_video
+from r21d.video import (
+    ClipSampling,
+    InputSpec,
+    VideoDataset,
+    VideoError,
+    VideoFolder,
+    VideoItem,
+    VideoList,
+    write_video,
+)
 
 SPEC = InputSpec(clip_len=4, frame_rate=12.5, resize=(40, 50), crop=(32, 32))
 
@@ -58,6 +68,44 @@ def test_agrees_with_evaluate(model: VideoResNet, video: Path, tmp_path: Path) -
     assert evaluate(model, folder).confusion[:2, column].tolist() == [1, 1]
 
 
+@pytest.mark.parametrize(
+    "sampling", [ClipSampling("random", 3, 3, seed=2), ClipSampling("dense", crops=3)]
+)
+def test_clips_are_those_of_a_data_set(
+    model: VideoResNet, video: Path, tmp_path: Path, sampling: ClipSampling
+) -> None:
+    (tmp_path / "root" / "x").mkdir(parents=True)
+    video.rename(tmp_path / "root" / "x" / "a.mp4")
+    path = tmp_path / "root" / "x" / "a.mp4"
+    # Of a file whose name is all there is to know: the key of random clips.
+    videos = VideoList("one", path.parent, model.classes, [VideoItem(path, (0,))], [])
+    dataset = VideoDataset(videos, SPEC, False, sampling)
+    options = (sampling.clips, 3, sampling.mode, sampling.crops)
+    prediction = predict(model, path, *options, seed=sampling.seed)
+    assert torch.equal(score_clips(model, dataset[0][0]).mean(0), prediction.scores)
+    assert 3 * len(prediction.starts) == len(dataset[0][0])
+
+
+def test_a_long_video_is_read_in_parts(
+    model: VideoResNet, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = predict(model, video, sampling="dense")
+    assert len(whole.starts) > 3
+    monkeypatch.setattr(sys.modules["r21d.evaluation.predict"], "_PART", 2)
+    parts = predict(model, video, sampling="dense")
+    torch.testing.assert_close(parts.scores, whole.scores)
+    assert parts.starts == whole.starts
+
+
+def test_another_input_than_the_networks_own(model: VideoResNet, video: Path) -> None:
+    other = SPEC.replace(clip_len=6, size=24)
+    asked = predict(model, video, clips=2, spec=other)
+    model.input_spec = other
+    assert torch.equal(predict(model, video, clips=2).scores, asked.scores)
+    model.input_spec = SPEC
+    assert not torch.equal(predict(model, video, clips=2).scores, asked.scores)
+
+
 def test_classes_without_names_are_numbers(model: VideoResNet, video: Path) -> None:
     model.classes = None
     assert {label for label, _ in predict(model, video, clips=1).top} == {"0", "1", "2"}
@@ -65,7 +113,7 @@ def test_classes_without_names_are_numbers(model: VideoResNet, video: Path) -> N
 
 @pytest.mark.parametrize("option", ["clips", "topk"])
 def test_counts_below_one_are_named(model: VideoResNet, video: Path, option: str) -> None:
-    with pytest.raises(ValueError, match=f"{option} is 0, expected at least 1"):
+    with pytest.raises(ValueError, match=rf"{option} .*at least 1"):
         predict(model, video, **{option: 0})
 
 

@@ -18,6 +18,7 @@ from r21d.models import VideoResNet, create_model
 from r21d.training import ResumeError, TrainConfig, TrainingDiverged, train
 from r21d.training.loop import epoch_seed
 from r21d.video import InputSpec
+from r21d.video.transforms import Normalize
 from r21d.weights import load_checkpoint, save_checkpoint
 
 FILES = ("last.safetensors", "best.safetensors", "state.safetensors", "history.jsonl")
@@ -338,6 +339,77 @@ def test_bfloat16_autocast_keeps_float32_weights() -> None:
     history = train(model, Shades(size=32), None, config)
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert history[-1]["train_loss"] < history[0]["train_loss"]
+
+
+class Bytes(Dataset[tuple[Tensor, int, int]]):
+    """Three uint8 clips a video, normalised or left to the loop."""
+
+    classes: ClassVar[list[str]] = ["a", "b"]
+
+    def __init__(self, normalize: bool, spec: InputSpec | None) -> None:
+        self.normalize, self.spec = normalize, spec
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        clips = torch.randint(256, (3, 3, 4, 8, 8), dtype=torch.uint8)
+        assert self.spec is not None or not self.normalize
+        return Normalize(self.spec)(clips) if self.normalize else clips, index % 2, index
+
+
+def test_uint8_clips_are_normalised_on_the_way_into_the_network() -> None:
+    spec = InputSpec(clip_len=4, resize=(8, 8), crop=(8, 8))
+    config = TrainConfig(epochs=2, batch_size=2)
+    runs = []
+    for normalize in (True, False):
+        model = small_model()
+        runs.append((train(model, Bytes(normalize, spec), None, config), model))
+    (history, model), (history_later, model_later) = runs
+    assert history == history_later and same_weights(model, model_later)
+    with pytest.raises(ValueError, match="uint8 clips and has no spec to normalise them by"):
+        train(small_model(), Bytes(False, None), None, config)
+
+
+class Tagged(Shades):
+    """Bright clips are also "any"; dark ones are nothing else."""
+
+    classes: ClassVar[list[str]] = ["bright", "dark", "any"]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any, int]:
+        clips, label, _ = super().__getitem__(index)
+        return clips, torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]][label]), index
+
+
+class Constant(nn.Module):
+    """The same logits for every clip."""
+
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits.expand(len(x), -1)
+
+
+def test_several_labels_a_clip() -> None:
+    config = TrainConfig(epochs=1, batch_size=12, lr=1e-9)
+    for logits, share in (([0.0, 1.0, 2.0], 0.5), ([3.0, 1.0, 2.0], 0.5), ([0.0, 9.0, 2.0], 0.5)):
+        (row,) = train(Constant(logits), Tagged(12, clips=2), None, config)
+        logs = torch.tensor(logits).log_softmax(0)
+        expected = (-(logs[0] + logs[2]) / 2 - logs[1]) / 2
+        assert row["train_loss"] == pytest.approx(expected.item(), rel=1e-6)
+        assert row["train_clip_top1"] == share
+    # Two labels at equal scores are the best that can be had, at a loss of log 2.
+    (row,) = train(Constant([40.0, 0.0, 40.0]), OnlyBright(12), None, config)
+    assert row["train_loss"] == pytest.approx(math.log(2)) and row["train_clip_top1"] == 1
+
+
+class OnlyBright(Tagged):
+    """The clips of two labels."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any, int]:
+        return super().__getitem__(index - index % 2)
 
 
 def test_empty_training_set_is_refused() -> None:

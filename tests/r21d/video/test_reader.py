@@ -13,6 +13,7 @@ import torch
 
 av = pytest.importorskip("av")
 
+from r21d.video import reader  # noqa: E402
 from r21d.video.reader import VideoError, probe, read_clip, read_clips, read_video  # noqa: E402
 from r21d.video.resize import resize_frames  # noqa: E402
 from r21d.video.writer import write_video  # noqa: E402
@@ -49,15 +50,19 @@ def _remux(source: Path, target: Path, kind: str) -> Path:
     return target
 
 
-@pytest.mark.parametrize(("frame_rate", "step"), [(None, 1), (25.0, 1), (12.5, 2)])
-def test_even_clips_reach_both_ends(counter: Path, frame_rate: float | None, step: int) -> None:
-    starts = probe(counter).clip_starts(6, frame_rate, 3)
-    clips = [_numbers(clip) for clip in read_clips(counter, starts, 6, frame_rate)]
+@pytest.mark.parametrize(
+    ("frame_rate", "stride", "step"),
+    [(None, 1, 1), (25.0, 1, 1), (12.5, 1, 2), (None, 3, 3), (25.0, 4, 4)],
+)
+def test_even_clips_reach_both_ends(counter, frame_rate, stride, step):
+    starts = probe(counter).clip_starts(6, frame_rate, 3, stride)
+    found = read_clips(counter, starts, 6, frame_rate, frame_stride=stride)
+    clips = [_numbers(clip) for clip in found]
     span = 5 * step
     assert clips[0] == list(range(0, span + 1, step))
     assert clips[2] == list(range(FRAMES - 1 - span, FRAMES, step))
     assert abs(clips[1][0] - clips[2][0] / 2) <= 1
-    (middle,) = probe(counter).clip_starts(6, frame_rate, 1)
+    (middle,) = probe(counter).clip_starts(6, frame_rate, 1, stride)
     assert middle == pytest.approx(starts[1])
 
 
@@ -79,6 +84,27 @@ def test_even_clips_reach_both_ends(counter: Path, frame_rate: float | None, ste
 )
 def test_which_frames_are_read(counter, frame_rate, start, expected):
     assert _numbers(read_clip(counter, 6, frame_rate, start)) == expected
+
+
+@pytest.mark.parametrize(
+    ("frame_rate", "stride", "short", "start", "expected"),
+    [
+        (None, 4, "pad", 0.0, [0, 4, 8, 12, 16, 20]),
+        (None, 4, "pad", 0.5, [12, 16, 20, 24, 28, 29]),
+        (None, 4, "loop", 0.5, [12, 16, 20, 24, 28, 2]),
+        (None, 29, "loop", 0.0, [0, 29, 28, 27, 26, 25]),
+        (25.0, 4, "pad", 0.5, [12, 16, 20, 24, 28, 29]),
+        (25.0, 4, "loop", 0.5, [12, 16, 20, 24, 28, 2]),
+        (5.0, 1, "loop", 0.8, [20, 25, 0, 5, 10, 15]),
+        (12.5, 2, "loop", 1.16, [29, 3, 7, 11, 15, 19]),
+        (25.0, 1, "loop", 12.0, [0, 1, 2, 3, 4, 5]),
+        (1.0, 1, "loop", 0.0, [0, 25, 20, 15, 10, 5]),
+    ],
+)
+def test_strides_and_loops(counter, caplog, frame_rate, stride, short, start, expected):
+    clip = read_clip(counter, 6, frame_rate, start, frame_stride=stride, short=short)
+    assert _numbers(clip) == expected
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("kind", ["matroska", "mpegts", "flv", "h264"])
@@ -121,6 +147,9 @@ def test_scaling_while_decoding_equals_scaling_the_clip(test_data):
     for size in ((50, 70), 50):
         scaled = read_clips(path, [0.5], 4, 15.0, size=size)
         assert torch.equal(scaled, resize_frames(clip, size))
+        plain = read_clips(path, [0.5], 4, 15.0, size=size, antialias=False)
+        assert torch.equal(plain, resize_frames(clip, size, antialias=False))
+        assert not torch.equal(plain, scaled)
     assert scaled.shape[2:4] == (50, 62)
 
 
@@ -270,11 +299,55 @@ def test_damaged_file_gives_frames_or_an_error(counter, tmp_path, seed):
         ({"frame_rate": float("inf")}, "frame_rate must be positive"),
         ({"start": -0.1}, "start must be a finite number of seconds, at least 0, got -0.1"),
         ({"start": float("nan")}, "start must be"),
+        ({"frame_stride": 0}, "frame_stride must be a whole number, at least 1, got 0"),
+        ({"short": "cut"}, "short must be 'pad' or 'loop', got 'cut'"),
+        ({"decoder": "opencv"}, "decoder must be 'pyav' or 'torchcodec', got 'opencv'"),
+        ({"threads": 0}, "threads must be a whole number, at least 1, or None, got 0"),
     ],
 )
 def test_bad_arguments(counter, arguments, message):
     with pytest.raises(ValueError, match=message):
         read_clip(counter, **arguments)
+
+
+@pytest.mark.parametrize("read", [read_video, lambda path, **more: read_clips(path, [0], **more)])
+def test_bad_ways_to_report_damage(counter, read):
+    with pytest.raises(ValueError, match="on_damage must be 'warn' or 'raise', got 'ignore'"):
+        read(counter, on_damage="ignore")
+
+
+class _Threads(torch.utils.data.Dataset):
+    """Item 0 is how many threads decode."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        counts = []
+
+        class WatchedDecoder(reader.Decoder):
+            def __exit__(self, *error: object) -> None:
+                counts.append(self.stream.codec_context.thread_count)
+                super().__exit__(*error)
+
+        reader.Decoder, plain = WatchedDecoder, reader.Decoder
+        try:
+            read_clip(self.path)
+        finally:
+            reader.Decoder = plain
+        return counts[0]
+
+
+def test_threads_are_bounded(counter, monkeypatch):
+    dataset = _Threads(counter)
+    for cpus, threads in ((1, 1), (3, 3), (64, 4)):
+        monkeypatch.setattr(reader, "available_cpus", lambda cpus=cpus: cpus)
+        assert dataset[0] == threads
+        loader = torch.utils.data.DataLoader(dataset, num_workers=1)
+        assert [int(count) for count in loader] == [1]
 
 
 def test_no_starts(counter):

@@ -11,7 +11,7 @@ import torch
 import torchvision_oracle
 
 from r21d.video.resize import resize_frames, scaled_size
-from r21d.video.transforms import ClipTransform, InputSpec
+from r21d.video.transforms import ClipTransform, InputSpec, Normalize
 
 SMALL = InputSpec(clip_len=4, resize=(12, 16), crop=(8, 10))
 
@@ -80,6 +80,75 @@ def test_the_generator_decides():
     assert torch.equal(first, again)
 
 
+@pytest.mark.parametrize(
+    ("size", "corners"),
+    [
+        ((12, 21), [(2, 0), (2, 6), (2, 11)]),  # half a pixel goes to the even side
+        ((23, 12), [(0, 1), (8, 1), (15, 1)]),
+        ((12, 12), [(2, 0), (2, 1), (2, 2)]),
+    ],
+)
+def test_three_crops_are_along_the_longer_side(size, corners):
+    spec = dataclasses.replace(SMALL, resize=size)
+    clips = _clip(2, 4, *size)
+    out = ClipTransform(spec, crops=3)(clips)
+    assert out.shape == (6, 3, 4, 8, 10)
+    expected = [
+        _normalised(clip[:, top : top + 8, left : left + 10], spec)
+        for clip in clips
+        for top, left in corners
+    ]
+    torch.testing.assert_close(out, torch.stack(expected))
+    assert torch.equal(ClipTransform(spec, crops=3)(clips[0]), out[:3])
+    assert torch.equal(ClipTransform(spec)(clips), out[1::3])
+
+
+def test_three_crops_are_for_test():
+    with pytest.raises(ValueError, match=r"training crops each clip once, .* got 3"):
+        ClipTransform(SMALL, train=True, crops=3)
+    for crops in (0, 2):
+        with pytest.raises(ValueError, match="crops must be 1"):
+            ClipTransform(SMALL, crops=crops)
+
+
+@pytest.mark.parametrize("options", [{}, {"crops": 3}, {"train": True}])
+def test_normalising_later_gives_the_same_bits(options):
+    spec = InputSpec(resize=(20, 30), crop=(13, 17))
+    clips = _clip(5, 4, 24, 45)
+    outs = []
+    for normalize in (True, False):
+        generator = torch.Generator().manual_seed(1)
+        transform = ClipTransform(spec, generator=generator, normalize=normalize, **options)
+        outs.append(transform(clips))
+    now, later = outs
+    assert later.dtype == torch.uint8 and later.shape == now.shape and later.is_contiguous()
+    before = later.clone()
+    assert torch.equal(Normalize(spec)(later), now)
+    assert torch.equal(later, before)
+    batch = later.unflatten(0, (5, -1)).expand(2, *later.unflatten(0, (5, -1)).shape)
+    assert torch.equal(Normalize(spec)(batch).flatten(1, 2)[1], now)
+    mean, std = (torch.tensor(x).view(3, 1, 1, 1) for x in (spec.mean, spec.std))
+    assert torch.equal(now, (later.float() / 255 - mean) / std)
+
+
+@pytest.mark.parametrize(
+    "clips", [torch.zeros(3, 2, 4, 4), torch.zeros(2, 2, 4, 4, dtype=torch.uint8), _clip(4)[0]]
+)
+def test_what_is_no_clip_cannot_be_normalised(clips):
+    with pytest.raises(ValueError, match=r"clips must be uint8 \(..., 3, T, h, w\), got"):
+        Normalize(InputSpec())(clips)
+
+
+def test_antialiasing_is_as_specified():
+    clip = _clip(2, 60, 80)
+    for antialias in (True, False):
+        spec = dataclasses.replace(SMALL, antialias=antialias)
+        scaled = resize_frames(clip, (12, 16), antialias=antialias)
+        torch.testing.assert_close(
+            ClipTransform(spec)(clip), _normalised(scaled[:, 2:10, 3:13], spec)
+        )
+
+
 def test_resizing_is_antialiased_bilinear():
     frames = _clip(2, 60, 80)
     images = frames.permute(0, 3, 1, 2).double()
@@ -143,15 +212,60 @@ def test_a_crop_that_fits_wide_frames_alone():
 def test_flow_has_a_specification_but_is_not_made_from_frames():
     spec = InputSpec(mean=(0, 0), std=(1, 1))
     assert InputSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
-    with pytest.raises(ValueError, match="2 channels, which is optical flow"):
-        ClipTransform(spec)
+    for maker in (ClipTransform, Normalize):
+        with pytest.raises(ValueError, match="2 channels, which is optical flow"):
+            maker(spec)
 
 
 @pytest.mark.parametrize(
-    "spec", [InputSpec(), SMALL, InputSpec(frame_rate=None), InputSpec(resize=256)]
+    "spec",
+    [
+        InputSpec(),
+        SMALL,
+        InputSpec(frame_rate=None),
+        InputSpec(resize=256),
+        InputSpec(frame_stride=8, short="loop", antialias=False),
+    ],
 )
 def test_spec_survives_json(spec):
     assert InputSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_specs_that_were_written_before_some_fields_existed():
+    values = InputSpec(8, 30.0).to_dict()
+    for name in ("frame_stride", "short", "antialias"):
+        del values[name]
+    assert InputSpec.from_dict(values) == InputSpec(8, 30.0)
+
+
+@pytest.mark.parametrize(
+    ("resize", "crop", "size", "resized"),
+    [
+        ((128, 171), (112, 112), 224, (256, 342)),
+        ((128, 171), (112, 112), 56, (64, 86)),  # 85.5
+        ((128, 171), (112, 112), 112, (128, 171)),
+        (256, (224, 224), 112, 128),
+        (256, (224, 224), 7, 8),
+        ((128, 171), (112, 140), 56, (64, 86)),
+        ((112, 112), (112, 112), 1, (1, 1)),
+    ],
+)
+def test_another_size(resize, crop, size, resized):
+    spec = InputSpec(resize=resize, crop=crop, frame_stride=2)
+    expected = dataclasses.replace(spec, resize=resized, crop=(size, size))
+    assert spec.resized(size) == spec.replace(size=size) == expected
+
+
+def test_other_values():
+    spec = InputSpec().replace(clip_len=32, frame_rate=None, size=224)
+    assert spec == InputSpec(32, None, (256, 342), (224, 224))
+    with pytest.raises(TypeError, match="size says what crop and resize is"):
+        InputSpec().replace(size=224, crop=(224, 224), resize=256)
+    with pytest.raises(TypeError, match="colour"):
+        InputSpec().replace(colour="grey")
+    for size in (0, 11.5, True):
+        with pytest.raises(ValueError, match="size must be a whole number of pixels"):
+            InputSpec().resized(size)
 
 
 BAD_VALUES = [
@@ -173,6 +287,10 @@ BAD_VALUES = [
     ("mean", (0.5, 0.5, math.nan), "mean must be three finite numbers"),
     ("std", (0.2, 0.2, 0.0), "std must be positive"),
     ("std", "abc", "std must be three finite numbers"),
+    ("frame_stride", 0, "frame_stride must be a whole number"),
+    ("frame_stride", 1.0, "frame_stride must be a whole number"),
+    ("short", "stretch", "short must be 'pad' or 'loop'"),
+    ("antialias", 1, "antialias must be True or False"),
 ]
 
 

@@ -62,7 +62,7 @@ def test_every_network_is_recognised(family: str, depth: int) -> None:
 def test_what_comes_with_it() -> None:
     imported = imported_from(made("r2plus1d"))
     assert len(imported.classes) == 400 and imported.classes[0] == "abseiling"
-    assert InputSpec.from_dict(imported.input) == InputSpec(clip_len=8, frame_rate=30.0)
+    assert InputSpec.from_dict(imported.input) == InputSpec(8, 30.0, antialias=False)
     assert any("8, 16 and 32 frames" in text for text in imported.assumed)
     r2d = imported_from(made("r2d", frames=16))
     assert r2d.input["clip_len"] == 16

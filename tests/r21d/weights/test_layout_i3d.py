@@ -77,14 +77,14 @@ def test_what_comes_with_the_weights(publisher: str) -> None:
     assert imported.classes == labels("kinetics400")
     assert imported.config["eps"] == 1e-3
     assert InputSpec.from_dict(imported.input) == InputSpec(
-        64, 25.0, 256, (224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+        64, 25.0, 256, (224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), short="loop"
     )
     assert len(imported.assumed) == 3 and "1e-3" in imported.assumed[0]
     flow = i3d.convert(i3d_oracle.random_file(publisher, 600, channels=2).tensors)
     assert flow.classes == []
     assert (flow.config["num_classes"], flow.config["in_channels"]) == (600, 2)
     assert InputSpec.from_dict(flow.input) == InputSpec(
-        64, 25.0, 256, (224, 224), (0.0, 0.0), (1.0, 1.0)
+        64, 25.0, 256, (224, 224), (0.0, 0.0), (1.0, 1.0), short="loop"
     )
     assert "flow" in flow.assumed[1]
     odd = i3d.convert(i3d_oracle.random_file(publisher, 3, channels=5).tensors)

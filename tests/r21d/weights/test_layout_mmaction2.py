@@ -82,11 +82,14 @@ def test_input() -> None:
     imported = imported_from(made())
     assert imported.input == {
         "clip_len": 8,
-        "frame_rate": 3.75,
+        "frame_rate": None,
         "resize": 256,
         "crop": [224, 224],
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
+        "frame_stride": 8,
+        "short": "loop",
+        "antialias": False,
     }
     assert any("max-pool after conv1" in text for text in imported.assumed)
     assert any("32-frame weights take every 2nd" in text for text in imported.assumed)

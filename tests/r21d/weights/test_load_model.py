@@ -88,7 +88,7 @@ def test_a_registered_name(tmp_path: Path) -> None:
     model = small(eps=1e-3, num_classes=400, widths=(64, 128, 256, 512), stem_channels=64)
     register_weights(entry(write(tmp_path / "a.pth", model), "mine", classes="kinetics400"))
     for again in (load_model("r2plus1d_34/mine"), create_model("r2plus1d_34", weights="mine")):
-        assert again.input_spec == InputSpec(clip_len=32, frame_rate=30.0)
+        assert again.input_spec == InputSpec(32, 30.0, antialias=False)
         assert again.classes is not None and again.classes[129] == "flipping pancake"
         assert again.config["eps"] == 1e-3
     # The same file by its path: known by its hash.

@@ -38,6 +38,7 @@ from r21d.weights.layouts.torchvision import export_torchvision
 
 RGB = {"mean": (0.43216, 0.394666, 0.37645), "std": (0.22803, 0.22145, 0.216989)}
 FLOW = {"mean": (0.0046635, 0.0046261), "std": (0.972347, 0.755146)}
+PAPER_RATE = {"frame_rate": 30.0, "frame_stride": 1, "short": "pad", "antialias": False}
 PAPER_SIZE = {"resize": (128, 171), "crop": (112, 112)}
 
 # A narrow version of each network, in the proportions of the real one, but for the stem's M.
@@ -95,7 +96,7 @@ def caffe2(
         "caffe2",
         f"{published_caffe2.MODELS[model_name]}_{depth}",
         config,
-        {"frame_rate": 30.0, **PAPER_SIZE, **(RGB if channels == 3 else FLOW)},
+        {**PAPER_RATE, **PAPER_SIZE, **(RGB if channels == 3 else FLOW)},
     )
 
 
@@ -109,7 +110,7 @@ def r2plus1d_34(write: Any, classes: int = 400, **options: Any) -> Published:
         "torchvision",
         "r2plus1d_34",
         {"eps": 1e-3, "midplanes": "paper", "num_classes": classes, "in_channels": 3},
-        {"frame_rate": 30.0, **PAPER_SIZE, **RGB},
+        {**PAPER_RATE, **PAPER_SIZE, **RGB},
     )
 
 
@@ -124,7 +125,10 @@ def mmaction2(**options: Any) -> Published:
         {"stem_pool": True, "shortcut": "(2+1)d", "dropout": 0.5, "num_classes": 400},
         {
             "clip_len": 8,
-            "frame_rate": 3.75,
+            "frame_rate": None,
+            "frame_stride": 8,
+            "short": "loop",
+            "antialias": False,
             "resize": 256,
             "crop": (224, 224),
             "mean": (0.485, 0.456, 0.406),
@@ -150,6 +154,9 @@ def i3d(publisher: str, channels: int = 3, frames: int = 10) -> Published:
         {
             "clip_len": 64,
             "frame_rate": 25.0,
+            "frame_stride": 1,
+            "short": "loop",
+            "antialias": True,
             "resize": 256,
             "crop": (224, 224),
             "mean": (value,) * channels,
@@ -348,7 +355,9 @@ def test_torchvisions_own_networks_in_both_directions(
     model = load_model(tmp_path / "in.pth")
     assert model.config["name"] == name and model.config["eps"] == 1e-5
     assert model.classes == kinetics400
-    assert model.input_spec == InputSpec(16, 15.0, (128, 171), (112, 112), RGB["mean"], RGB["std"])
+    assert model.input_spec == InputSpec(
+        16, 15.0, (128, 171), (112, 112), RGB["mean"], RGB["std"], antialias=False
+    )
     assert_agrees_with(stock, model)
 
     ours = create_model(name, weights=tmp_path / "in.pth")

@@ -549,6 +549,7 @@ def test_register(source: Path, register: Callable[[PublishedWeights], None]) ->
         ({"name": "other", "sha256": "ABCDEF01"}, "sha256 must be 8 to 64 lower-case hexadecimal"),
         ({"name": "other", "clip_len": 0}, "clip_len must be a whole number of frames"),
         ({"name": "other", "frame_rate": -1.0}, "frame_rate must be positive"),
+        ({"name": "other", "frame_stride": 0}, "frame_stride must be a whole number"),
         ({"name": "other", "frame_rate": "15"}, "frame_rate must be a number or 'native'"),
         ({"name": "other", "sha256": "abc"}, "sha256 must be 8 to 64"),
         ({"name": "other", "member_sha256": "x" * 64}, "member_sha256 must be 8 to 64"),
@@ -562,8 +563,16 @@ def test_register(source: Path, register: Callable[[PublishedWeights], None]) ->
     [
         ({}, {}),
         ({"clip_len": 8}, {"clip_len": 8}),
-        ({"frame_rate": 25.0}, {"frame_rate": 25.0}),
-        ({"clip_len": 8, "frame_rate": "native"}, {"clip_len": 8, "frame_rate": None}),
+        ({"frame_rate": 25.0}, {"frame_rate": 25.0, "frame_stride": 1}),
+        (
+            {"clip_len": 8, "frame_rate": "native"},
+            {"clip_len": 8, "frame_rate": None, "frame_stride": 1},
+        ),
+        ({"frame_stride": 2}, {"frame_stride": 2}),
+        (
+            {"frame_rate": "native", "frame_stride": 8},
+            {"frame_rate": None, "frame_stride": 8},
+        ),
     ],
 )
 def test_what_is_given_of_the_input(
@@ -579,11 +588,13 @@ def test_the_table_shows_what_is_given(
 ) -> None:
     register(entry_of(source, name="nothing", metrics={"clip@1": 12.5}))
     register(entry_of(source, name="native", clip_len=24, frame_rate="native"))
+    register(entry_of(source, name="strided", clip_len=8, frame_rate="native", frame_stride=8))
     assert main(["info", "r3d_18", "--weights"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     rows = {line[0]: line[1:-1] for line in lines if line}
     assert rows["r3d_18/nothing"] == ["12.5"]
     assert rows["r3d_18/native"] == ["24", "native"]
+    assert rows["r3d_18/strided"] == ["8", "native/8"]
 
 
 def test_importing_makes_no_connection() -> None:

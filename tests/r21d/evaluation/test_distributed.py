@@ -1,0 +1,108 @@
+"""Two processes on one evaluation (about eight seconds: each starts an interpreter with torch)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from evaluation import rank_scenarios
+from evaluation.written import Written
+
+from r21d.evaluation import evaluate
+from r21d.evaluation.distributed import Ranks
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="this torch lacks gloo"
+)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the scenarios came to in each of two processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path))}
+    environment |= {"OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, rank_scenarios.__file__, str(rank), str(folder)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 3], errors
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def as_json(values: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values))
+
+
+@pytest.mark.parametrize("scenario", ["same", "workers"])
+def test_two_processes_find_what_one_does_to_the_last_digit(
+    found: list[dict[str, Any]], scenario: str
+) -> None:
+    alone = evaluate(Written(3), rank_scenarios.videos(23), batch_size=4, clip_scores=True)
+    assert alone.videos == 18 and len(alone.failed) == 5
+    expected = as_json(rank_scenarios.result(alone))
+    assert found[0][scenario] == expected
+    assert found[1][scenario] == expected
+
+
+def test_videos_meet_in_the_same_batches_in_turn(found: list[dict[str, Any]]) -> None:
+    model = Written(3)
+    evaluate(model, rank_scenarios.videos(23), batch_size=4)
+    assert len(model.batches) == 12 and set(model.batches) == {2, 4}
+    assert [found[0]["batches"], found[1]["batches"]] == [model.batches[::2], model.batches[1::2]]
+
+
+def test_a_process_without_videos(found: list[dict[str, Any]]) -> None:
+    alone = evaluate(Written(3), rank_scenarios.videos(1), batch_size=4, clip_scores=True)
+    assert [f["one video"] for f in found] == [as_json(rank_scenarios.result(alone))] * 2
+
+
+def test_an_error_of_one_ends_all_and_soon(found: list[dict[str, Any]]) -> None:
+    message = "FloatingPointError: the network's scores for video 2 are not finite"
+    assert found[1]["nan"] == message
+    assert found[0]["nan"] == f"RankFailed: process 1 of 2: {message}"
+    # Of the 100 batches of its own, and not to the end.
+    assert found[0]["rounds after an error"] <= 16
+
+
+@pytest.mark.parametrize(
+    ("scenario", "at_fault", "message"),
+    [
+        ("strict", 0, "VideoError: video 4 is damaged"),
+        ("bad label", 1, "ValueError: video 1 has label 3, but the network has 3 outputs"),
+    ],
+)
+def test_each_process_learns_whose_error_it_was(
+    found: list[dict[str, Any]], scenario: str, at_fault: int, message: str
+) -> None:
+    assert found[at_fault][scenario] == message
+    told = f"RankFailed: process {at_fault} of 2: {message}"
+    assert found[1 - at_fault][scenario] == told
+
+
+def test_processes_with_other_videos_are_refused(found: list[dict[str, Any]]) -> None:
+    for process in found:
+        assert "different videos or batch sizes (9, 10 videos)" in process["other videos"]
+
+
+def test_a_process_that_ends_without_a_word_is_missed(found: list[dict[str, Any]]) -> None:
+    assert found[0]["dying"].startswith("RankFailed: another process of the group ended early")
+
+
+def test_alone() -> None:
+    ranks = Ranks()
+    assert ranks.gather(3) == [3] and ranks.from_first("a") == "a"
+    ranks.agree()
+    with pytest.raises(KeyError, match="mine"), ranks.together():
+        raise KeyError("mine")
