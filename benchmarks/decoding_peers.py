@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from r21d.video import InputSpec, read_clips
+from r21d.video.resize import resize_frames
 
 
 @dataclass(frozen=True)
@@ -98,22 +99,21 @@ def _opencv(seek: bool) -> Callable[[Path, float, InputSpec], Tensor]:
 
 
 def _torchcodec(path: Path, start: float, spec: InputSpec) -> Tensor:
-    """Seeks by the container's own figures; the decoder scales."""
+    """Seeks by the container's own figures."""
     from torchcodec.decoders import VideoDecoder
-    from torchcodec.transforms import Resize
 
     decoder = VideoDecoder(
         str(path),
         num_ffmpeg_threads=1,
         seek_mode="approximate",
         dimension_order="NHWC",
-        transforms=[Resize(_size(spec))],
     )
     rate = spec.frame_rate or 1.0
     begin = decoder.metadata.begin_stream_seconds or 0.0
     end = decoder.metadata.end_stream_seconds
     instants = [begin + start + number / rate + 1e-3 for number in range(spec.clip_len)]
-    return decoder.get_frames_played_at([min(t, end - 1e-3) for t in instants]).data
+    frames = decoder.get_frames_played_at([min(t, end - 1e-3) for t in instants]).data
+    return resize_frames(frames, _size(spec))
 
 
 def _size(spec: InputSpec) -> tuple[int, int]:
