@@ -40,6 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 frames = torch.randint(256, (24, 96, 128, 3), dtype=torch.uint8)
                 write_video(Path("videos", split, name, f"{number}.mp4"), frames)
     Path("videos/train/left/0.mp4").rename("video.mp4")
+    Path("val.csv").write_text("left/0.mp4,left\nright/1.mp4,right\n")
     torch.manual_seed(0)
     spec = InputSpec(clip_len=4, resize=(32, 43), crop=(32, 32)).to_dict()
     model = create_model("r2plus1d_18", num_classes=3)
@@ -57,6 +58,9 @@ def test_recipe(heading: str, code: str, folder: Path) -> None:
     elif "features.safetensors" in code:
         (kept,) = [torch.cat(values["features"])]  # type: ignore[arg-type]
         assert kept.shape == (4, 512) and kept.isfinite().all()
+    elif "listed" in values:
+        assert values["frames"].shape == (10, 3, 8, 112, 112)  # type: ignore[attr-defined]
+        assert values["label"] == 0
     elif "feature" in values:
         assert values["feature"].shape == (1, 512)  # type: ignore[attr-defined]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,9 @@ _CELLS = ((12, 0.42), (25, 0.3), (60, 0.18), (150, 0.12), (math.inf, 0.07))
 _COUNTED = 0.3
 """Inches of a cell that has room for its count."""
 _LONGEST_NAME = 28
+_NARROWEST = 5.0
+_LINE = 0.023
+"""Inches from line to line for each point of type."""
 _ERRORS_SHOWN = 15
 
 
@@ -137,14 +141,16 @@ def confusion_matrix(
     path: str | os.PathLike[str],
     *,
     title: str = "",
+    subtitle: str = "",
 ) -> None:
     """Write a PNG of which class was taken for which: rows by true class, columns by top class.
 
     ``confusion`` is int64 (classes, classes), as in `r21d.evaluation.EvalResult`. A cell's shade is
-    its share of the row, blue where right, orange where wrong; of few classes it shows the count,
-    too. Classes without videos have no row, and what was taken for one of them is counted in a
-    last column, "others". Beneath stand the most frequent errors. The picture grows with the
-    number of classes, and every class is named. The file appears whole or not at all.
+    its share of the row, blue and framed where right, orange where wrong; of few classes it shows
+    the count, too. Classes without videos have no row, and what was taken for several of them is
+    counted in a last column, "others". Beneath stand the most frequent errors. The picture grows
+    with the number of classes, and every class is named. ``title`` and ``subtitle`` stand above
+    it. The file appears whole or not at all.
 
     Raises ValueError when the matrix is not square, does not fit the names, or counts nothing.
     """
@@ -155,27 +161,33 @@ def confusion_matrix(
     others = confusion[shown].sum(1) - counts.sum(1)
     if others.any():
         counts = torch.cat([counts, others[:, None]], 1)
-        columns.append("others")
+        absent = [n for n in confusion.sum(0).nonzero().flatten().tolist() if n not in shown]
+        columns.append(classes[absent[0]] if len(absent) == 1 else "others")
     rows = [classes[number] for number in shown]
     # Inches of a cell, and points of type that fit into one.
     cell = next(size for most, size in _CELLS if len(rows) <= most)
     points = min(9.0, 72 * cell * 0.85)
     names = 0.62 * points / 72 * max(len(_shorten(name, _LONGEST_NAME)) for name in columns) + 0.1
-    errors = _most_frequent_errors(counts, rows, columns)
-    table = 0.2 * (len(errors) + 2)
     matrix_width, matrix_height = cell * len(columns), cell * len(rows)
-    width = max(names + matrix_width + 2 * _MARGIN, 8.0)
-    heading = 0.75
+    width = max(names + matrix_width + 2 * _MARGIN, _NARROWEST)
+    errors = _most_frequent_errors(confusion, classes, _letters(width, 8.5))
+    table = 0.2 * (len(errors) + 2)
+    legend = (
+        f"rows: true class, columns: top class; {int(confusion.diagonal().sum())} of"
+        f" {int(confusion.sum())} right (blue, framed), the others wrong (orange); the darker a"
+        " cell, the larger its share of the row"
+    )
+    title = title or "confusion matrix"
+    above = [(line, 13.0, _INK, True) for line in _wrapped(title, width, 13)]
+    above += [(line, 9.0, _INK, False) for line in _wrapped(subtitle, width, 9)]
+    above += [(line, 8.5, _FAINT, False) for line in _wrapped(legend, width, 8.5)]
+    heading = 0.3 + _LINE * sum(style[1] for style in above)
     height = heading + names + matrix_height + table + _MARGIN
     figure = _figure(width, height)
-    correct = int(confusion.diagonal().sum())
-    total = int(confusion.sum())
-    _write(figure, _MARGIN, height - 0.3, _shorten(title or "confusion matrix", 70), 13, bold=True)
-    subtitle = (
-        f"rows: true class, columns: top class; {correct} of {total} right (blue), the others wrong"
-        " (orange); the larger its share of the row, the darker a cell"
-    )
-    _write(figure, _MARGIN, height - 0.55, subtitle, 8.5, _FAINT)
+    place_above = height - 0.1
+    for line, size, colour, bold in above:
+        place_above -= _LINE * size
+        _write(figure, _MARGIN, place_above, line, size, colour, bold)
     axes = _axes(figure, _MARGIN + names, table + _MARGIN, matrix_width, matrix_height)
     _draw_matrix(axes, counts, cell)
     for place, name in enumerate(columns):
@@ -256,6 +268,7 @@ def _draw_matrix(axes: Axes, counts: torch.Tensor, cell: float) -> None:
     line: dict[str, Any] = {"colors": _GRID, "linewidths": thickness}
     axes.hlines([row + 0.5 for row in range(rows - 1)], -0.5, columns - 0.5, **line)
     axes.vlines([column + 0.5 for column in range(columns - 1)], -0.5, rows - 0.5, **line)
+    _frame_right_cells(axes, counts, cell)
     if cell < _COUNTED:
         return
     for row, column in counts.nonzero().tolist():
@@ -265,19 +278,47 @@ def _draw_matrix(axes: Axes, counts: torch.Tensor, cell: float) -> None:
         axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
 
 
+def _frame_right_cells(axes: Axes, counts: torch.Tensor, cell: float) -> None:
+    """Tells right from wrong in print without colours."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    points = min(1.5, 72 * cell * 0.05)
+    right = counts.diagonal().nonzero().flatten().tolist()
+    # Two, the inner one for dark cells.
+    for inset, colour in ((points / 2, _INK), (points * 1.5, "white")):
+        start = 0.5 - inset / 72 / cell
+        frames = [Rectangle((n - start, n - start), 2 * start, 2 * start) for n in right]
+        style: dict[str, Any] = {"facecolor": "none", "edgecolor": colour, "linewidth": points}
+        axes.add_collection(PatchCollection(frames, zorder=3, **style))
+
+
 def _most_frequent_errors(
-    counts: torch.Tensor, rows: Sequence[str], columns: Sequence[str]
+    confusion: torch.Tensor, classes: Sequence[str], letters: int
 ) -> list[str]:
-    wrong = counts.clone()
+    """Lines of at most so many ``letters``."""
+    wrong = confusion.clone()
     wrong.fill_diagonal_(0)
     order = wrong.flatten().sort(descending=True, stable=True).indices[:_ERRORS_SHOWN].tolist()
     lines = []
     for place in order:
-        row, column = divmod(place, len(columns))
+        row, column = divmod(place, len(classes))
         if wrong[row, column]:
-            of = f"{int(wrong[row, column])} of {int(counts[row].sum())}"
-            lines.append(f"{of}  {_shorten(rows[row], 40)} → {_shorten(columns[column], 40)}")
+            of = f"{int(wrong[row, column])} of {int(confusion[row].sum())}"
+            longest = max(8, (letters - len(of) - 5) // 2)
+            names = (_shorten(classes[number], longest) for number in (row, column))
+            lines.append(f"{of}  {' → '.join(names)}")
     return lines
+
+
+def _letters(width: float, points: float) -> int:
+    """How many letters of that size fit between the margins of a figure."""
+    return int((width - 2 * _MARGIN) / (0.6 * points / 72))
+
+
+def _wrapped(text: str, width: float, points: float) -> list[str]:
+    letters = _letters(width, points)
+    return textwrap.wrap(_shorten(text, 4 * letters), letters)
 
 
 def _label(axes: Axes, x: float, y: float, name: str, points: float, **place: Any) -> None:

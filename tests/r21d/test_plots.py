@@ -144,9 +144,10 @@ def test_right_is_blue_wrong_is_orange_by_share_of_the_row(tmp_path):
     confusion_matrix(confusion, ["a", "b", "c"], tmp_path / "a.png")
     picture = _read(tmp_path / "a.png")
     blue, orange = _colour(picture, "#0a3069"), _colour(picture, "#762c00")
-    # Two cells of the diagonal, the upper one on the left; one cell left of the lower one.
-    assert len(blue) == pytest.approx(2 * len(orange), rel=0.1)
-    assert blue[:, 1].max() == pytest.approx(orange[:, 1].max(), abs=2)
+    # Two cells of the diagonal less their frames, the upper one on the left; one cell left of the
+    # lower one.
+    assert len(blue) == pytest.approx(2 * 0.67 * len(orange), rel=0.1)
+    assert blue[:, 1].max() == pytest.approx(orange[:, 1].max(), abs=6)
     assert blue[:, 0].min() < orange[:, 0].min() < blue[:, 0].max()
 
 
@@ -165,6 +166,44 @@ def test_classes_without_videos_have_no_row(tmp_path):
         for picture in (_read(tmp_path / "two.png"), _read(tmp_path / "others.png"))
     ]
     assert orange[0] == 0 and orange[1] > 500
+
+
+def test_what_one_class_took_is_told_by_its_name(tmp_path, monkeypatch):
+    names = ["a", "b", "taker", "d"]
+    confusion = torch.tensor([[1, 0, 2, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    texts: list[str] = []
+    monkeypatch.setattr("r21d.plots._label", lambda axes, x, y, name, *_, **__: texts.append(name))
+    monkeypatch.setattr("r21d.plots._write", lambda *args, **_: texts.append(args[3]))
+    confusion_matrix(confusion, names, tmp_path / "one.png")
+    errors = ["most frequent errors", "2 of 3  a → taker", "1 of 2  b → taker"]
+    assert texts[-8:] == ["a", "b", "taker", "a", "b", *errors]
+    confusion[1, 3] = 3
+    confusion_matrix(confusion, names, tmp_path / "two.png")
+    errors = ["3 of 5  b → d", "2 of 3  a → taker", "1 of 5  b → taker"]
+    assert texts[-9:] == ["a", "b", "others", "a", "b", "most frequent errors", *errors]
+    confusion_matrix(confusion, ["a" * 99, "b", "c" * 99, "d"], tmp_path / "long.png")
+    assert max(map(len, texts[-3:])) <= 66
+
+
+def test_titles_of_any_length_fit(tmp_path):
+    confusion = torch.eye(2, dtype=torch.int64)
+    path = tmp_path / "a.png"
+    for text in ("short", "long " * 30, "long" * 200):
+        confusion_matrix(confusion, ["a", "b"], path, title=text, subtitle=text)
+        picture = _read(path)
+        # White to the right of the text, whatever it says.
+        assert (picture[:, -15:] == 255).all()
+        assert picture.shape[1] < 700
+
+
+def test_right_cells_are_framed(tmp_path):
+    tallest = []
+    for confusion in (torch.eye(2, dtype=torch.int64), 1 - torch.eye(2, dtype=torch.int64)):
+        confusion_matrix(confusion, ["a", "b"], tmp_path / "a.png")
+        ink = _colour(_read(tmp_path / "a.png"), "#22272e")
+        tallest.append(int(ink[:, 1].bincount().max()))
+    # The side of a cell of 54 pixels; letters are lower.
+    assert tallest[1] < 40 < 46 < tallest[0]
 
 
 @pytest.mark.parametrize(

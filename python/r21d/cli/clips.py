@@ -6,11 +6,13 @@ import argparse
 from typing import TYPE_CHECKING
 
 from r21d.cli.arguments import count, frame_rate, positive
+from r21d.cli.errors import UserError
 
 if TYPE_CHECKING:
     from r21d.models import VideoModel
     from r21d.video import ClipSampling, InputSpec
 
+_CLIPS = 10
 _MODES = ("even", "random", "dense")
 
 
@@ -18,7 +20,7 @@ def add_clips(parser: argparse.ArgumentParser) -> None:
     """``--clips`` and the like; what is not given is the checkpoint's."""
     group = parser.add_argument_group("clips")
     group.add_argument(
-        "--clips", type=positive, default=10, help="clips a video (default: 10, the paper's)"
+        "--clips", type=positive, help=f"clips a video (default: {_CLIPS}, the paper's)"
     )
     group.add_argument(
         "--sampling",
@@ -34,7 +36,13 @@ def add_clips(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="1: the centre; 3: left, centre and right of each clip (default: 1)",
     )
-    group.add_argument("--seed", type=count, default=0, help="of random clips (default: 0)")
+    group.add_argument(
+        "--seed",
+        type=count,
+        default=0,
+        help="of random clips, which depend on this and on the video's name: for r21d eval the "
+        "path below DATA, for r21d predict the file's own name (default: 0)",
+    )
     group.add_argument(
         "--clip-len", type=positive, metavar="T", help="frames (default: the checkpoint's)"
     )
@@ -62,16 +70,30 @@ def add_clips(parser: argparse.ArgumentParser) -> None:
 
 
 def clip_sampling(args: argparse.Namespace) -> ClipSampling:
-    """The clips that the options name."""
+    """The clips that the options name.
+
+    Raises:
+        UserError: the options contradict each other.
+    """
     from r21d.video import ClipSampling
 
-    return ClipSampling(args.sampling, args.clips, args.crops, args.seed)
+    if args.sampling == "dense" and args.clips is not None:
+        raise UserError(
+            "--sampling dense takes as many clips as a video is long; leave --clips out"
+        )
+    return ClipSampling(args.sampling, args.clips or _CLIPS, args.crops, args.seed)
 
 
 def input_spec(args: argparse.Namespace, model: VideoModel) -> InputSpec:
     """The input of the model, or the paper's, where no option says otherwise."""
     from r21d.video import InputSpec
 
+    merged = model.config.get("clip_len") if model.config["name"].startswith("r2d_") else None
+    if None not in (merged, args.clip_len) and args.clip_len != merged:
+        raise UserError(
+            f"--clip-len {args.clip_len}: this {model.config['name']} merges exactly {merged} "
+            "frames into one image; leave --clip-len out"
+        )
     options = ("clip_len", "frame_stride", "size")
     given = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
     if hasattr(args, "frame_rate"):

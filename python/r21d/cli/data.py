@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections import Counter
 from collections.abc import Sequence
 
 from r21d.cli.errors import UserError
@@ -45,11 +47,24 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_index(args: argparse.Namespace) -> None:
+    """Refuse an ``--index`` that is not there.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if args.index is not None and not os.path.isfile(args.index):
+        raise UserError(
+            f"--index {args.index}: no such file; r21d index {args.data} --out {args.index} makes "
+            "one"
+        )
+
+
 def splits(args: argparse.Namespace) -> list[str | None]:
     """The splits that ``--split`` names, ``all`` spelled out; [None] for sets without splits.
 
     Raises:
-        UserError: ``--split`` is lacking, names an unknown split, or the set has none.
+        UserError: ``--split`` is lacking, names an unknown split or one twice, or the set has none.
         ValueError: the splits cannot be found out.
     """
     known = list_splits(args.dataset, args.data, args.annotations)
@@ -57,12 +72,14 @@ def splits(args: argparse.Namespace) -> list[str | None]:
         if args.split:
             raise UserError(f"--dataset {args.dataset} has no splits; leave --split out")
         return [None]
+    if repeated := [name for name, times in Counter(args.split or ()).items() if times > 1]:
+        raise UserError(f"--split names {repeated[0]} twice")
     choices = f"{', '.join(known)} or {ALL_SPLITS}"
     if not args.split:
         raise UserError(f"--dataset {args.dataset} needs --split: {choices}")
     if unknown := [name for name in args.split if name not in (*known, ALL_SPLITS)]:
         raise UserError(f"--split {unknown[0]} is unknown; expected {choices}")
-    return list(known if ALL_SPLITS in args.split else dict.fromkeys(args.split))
+    return list(known if ALL_SPLITS in args.split else args.split)
 
 
 def video_list(

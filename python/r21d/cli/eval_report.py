@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r21d.cli.errors import printable
@@ -71,14 +73,7 @@ def mean_of_splits(results: Mapping[str | None, EvalResult]) -> dict[str, float]
 
 def describe_protocol(protocol: Mapping[str, Any]) -> str:
     """How the clips were made and what was averaged, in a sentence."""
-    middle = protocol["sampling"] == "even" and protocol["clips"] == 1
-    clips = {
-        "even": "the middle clip of each video"
-        if middle
-        else "{clips} evenly spaced clips a video",
-        "random": "{clips} random clips a video (seed {seed})",
-        "dense": "clips end to end over each video",
-    }[protocol["sampling"]].format_map(protocol)
+    clips = describe_clips(protocol)
     stride, rate = protocol["frame_stride"], protocol["frame_rate"]
     if rate is not None:
         frames = f"{rate / stride:g} a second"
@@ -86,11 +81,37 @@ def describe_protocol(protocol: Mapping[str, Any]) -> str:
         frames = "consecutive" if stride == 1 else f"one in {stride} of the video's"
     resize, crop = (_pixels(protocol[name]) for name in ("resize", "crop"))
     crops = f"centre crop {crop}" if protocol["crops"] == 1 else f"3 crops {crop}"
-    scores = "clips" if protocol["crops"] == 1 else "clips and crops"
+    scores = "clips" if protocol["crops"] == 1 else "clips and crops; clip@k counts each crop"
     return (
         f"{clips}, {protocol['clip_len']} frames, {frames}; scaled to {resize}, {crops}; "
         f"{protocol['averaged']} scores averaged over a video's {scores}"
     )
+
+
+def describe_clips(protocol: Mapping[str, Any]) -> str:
+    """Which clips of a video, in a few words."""
+    middle = protocol["sampling"] == "even" and protocol["clips"] == 1
+    return {
+        "even": "the middle clip of each video"
+        if middle
+        else "{clips} evenly spaced clips a video",
+        "random": "{clips} random clips a video (seed {seed})",
+        "dense": "clips end to end over each video",
+    }[protocol["sampling"]].format_map(protocol)
+
+
+def picture_titles(
+    args: argparse.Namespace, results: Mapping[str | None, EvalResult]
+) -> dict[str, str]:
+    """What stands above the confusion matrix: the data, the network, the clips."""
+    title = Path(args.data).resolve().name
+    if args.dataset not in ("folder", "csv"):
+        title += f" ({args.dataset})"
+    if splits := [split for split in results if split is not None]:
+        title += f", split{'s' * (len(splits) > 1)} {', '.join(splits)}"
+    weights = ", ".join(os.path.relpath(w) if os.path.exists(w) else w for w in args.weights)
+    protocol = next(iter(results.values())).protocol
+    return {"title": title, "subtitle": f"{weights}; {describe_clips(protocol)}"}
 
 
 def as_json(args: argparse.Namespace, results: Mapping[str | None, EvalResult]) -> str:

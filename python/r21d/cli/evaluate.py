@@ -8,15 +8,17 @@ import importlib.util
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r21d.cli.arguments import Subcommands, add_device, count, positive, resolve_device
 from r21d.cli.checkpoint import add_weights, load_model
 from r21d.cli.clips import add_clips, clip_sampling, input_spec
-from r21d.cli.data import add_data, splits, video_list
+from r21d.cli.data import add_data, check_index, splits, video_list
 from r21d.cli.errors import SOME_FAILED_EXIT, UserError, print_error, printable, user_errors
-from r21d.cli.eval_report import as_json, print_mean, print_result
+from r21d.cli.eval_report import as_json, picture_titles, print_mean, print_result
+from r21d.cli.outputs import PICTURE, RESULT, SCORES, check_output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
     from r21d.models import VideoModel
     from r21d.video import VideoDataset
 
+_log = logging.getLogger(__name__)
+
 _STDOUT = "-"
-_MOST_NAMES = 10
 
 
 def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
@@ -41,7 +44,8 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
         "the checkpoint's, and report clip@1, clip@5, video@1 and video@5 (softmax scores averaged "
         "over a video's clips), the accuracy of each class and the files that could not be "
         "decoded; the exit code is 1 where there are any. Started by torchrun, its processes share "
-        "the videos, a GPU each, and the figures stay the same.",
+        "the videos, a GPU each, and the figures stay the same, to the last digit with as many "
+        "threads (torchrun sets OMP_NUM_THREADS=1 where it is not set).",
         epilog="examples: r21d eval videos/test --weights runs/mine/best.safetensors; "
         "r21d eval UCF-101 --dataset ucf101 --annotations ucfTrainTestlist --split all --weights "
         "split1.safetensors split2.safetensors split3.safetensors; "
@@ -72,7 +76,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=_STDOUT,
         metavar="FILE.png",
-        help="draw the confusion matrix; without a file print it",
+        help="draw the confusion matrix; without a file, or for -, print it",
     )
     group.add_argument(
         "--json",
@@ -116,14 +120,22 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     with ranks.together():
-        _check_outputs(args)
+        check_index(args)
         names = splits(args)
+        _check_outputs(args, names)
+        clip_sampling(args)
         if len(args.weights) not in (1, len(names)):
             raise UserError(
                 f"--weights names {len(args.weights)} checkpoints for {len(names)} splits; give "
                 "one for all, or one for each"
             )
         device = _device(args, ranks)
+    if len(names) > len(args.weights) and ranks.rank == 0:
+        _log.warning(
+            "one checkpoint for %d splits: a network that was trained on one of them has seen test"
+            " videos of the others; give one for each",
+            len(names),
+        )
     results: dict[str | None, EvalResult] = {}
     model: VideoModel | None = None
     for number, split in enumerate(names):
@@ -133,20 +145,31 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
                 _check_classes(args, model, results)
         results[split] = _evaluate(args, ranks, model, split)
         if ranks.rank == 0:
-            _report(args, split, results[split], alone=len(names) == 1)
+            _report(args, names, split, results[split])
     return _conclude(args, results) if ranks.rank == 0 else 0
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Refuse before the work what could not be written after it."""
-    for option in ("confusion", "json", "scores"):
-        path = getattr(args, option)
-        if path in (None, _STDOUT):
-            continue
-        folder = Path(path).parent
-        if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            reason = "is a folder" if Path(path).is_dir() else f"needs a writable folder {folder}"
-            raise UserError(f"--{option} {printable(path)} {reason}")
+def _check_outputs(args: argparse.Namespace, names: list[str | None]) -> None:
+    """Refuse before the work what could not be written after it, or would destroy something."""
+    from r21d.video.index import INDEX_NAME
+
+    if args.scores == _STDOUT:
+        raise UserError("--scores - cannot be printed, scores are no text: name a file")
+    outputs = {
+        "--json": (RESULT, [args.json]),
+        "--confusion": (PICTURE, [args.confusion]),
+        "--scores": (SCORES, _score_files(args.scores, names)),
+    }
+    index = Path(args.data, INDEX_NAME)
+    inputs = [*args.weights, args.data, args.annotations, args.index, index]
+    files: dict[str, str] = {}
+    for option, (kind, paths) in outputs.items():
+        for path in paths:
+            if path in (None, _STDOUT):
+                continue
+            check_output(option, path, kind, [file for file in inputs if file is not None])
+            if (other := files.setdefault(os.path.realpath(path), option)) != option:
+                raise UserError(f"{other} and {option} name the same file, {printable(path)}")
     if args.clip_scores and args.scores is None:
         raise UserError("--clip-scores needs --scores FILE to save them in")
     if args.confusion not in (None, _STDOUT) and importlib.util.find_spec("matplotlib") is None:
@@ -204,8 +227,14 @@ def _evaluate(
     with ranks.together():
         # Once: all must have the same videos, and looking at each file takes its time.
         if ranks.rank == 0:
+            videos = video_list(args, False, model.classes, split)
+            if videos.multilabel and args.confusion is not None:
+                raise UserError(
+                    "--confusion: these videos may have several labels, and a right class would "
+                    "show as an error for the others; leave --confusion out"
+                )
             dataset = VideoDataset(
-                video_list(args, False, model.classes, split),
+                videos,
                 input_spec(args, model),
                 train=False,
                 sampling=clip_sampling(args),
@@ -223,21 +252,29 @@ def _evaluate(
     )
 
 
-def _report(args: argparse.Namespace, split: str | None, result: EvalResult, alone: bool) -> None:
+def _report(
+    args: argparse.Namespace, names: list[str | None], split: str | None, result: EvalResult
+) -> None:
     """Print a result and save its scores, before the next split can fail."""
     from r21d.evaluation import save_scores
 
     if args.json != _STDOUT:
-        if not alone:
+        if len(names) > 1:
             print(f"\nsplit {split}\n")
         print_result(result, args.per_class, matrix=args.confusion == _STDOUT)
         sys.stdout.flush()
     if args.scores is not None and result.scores is not None:
-        save_scores(args.scores if alone else _split_file(args.scores, split), result.scores)
+        file = _score_files(args.scores, names)[names.index(split)]
+        save_scores(file, result.scores)
 
 
-def _split_file(path: str, split: str | None) -> Path:
-    return Path(path).with_stem(f"{Path(path).stem}-{split}")
+def _score_files(path: str | None, names: Iterable[str | None]) -> list[Path]:
+    """The file of each split's scores: ``path`` with the split in its name, where there are any."""
+    if path is None:
+        return []
+    file = Path(path)
+    several = len(names := list(names)) > 1
+    return [file.with_stem(f"{file.stem}-{name}") if several else file for name in names]
 
 
 def _conclude(args: argparse.Namespace, results: dict[str | None, EvalResult]) -> int:
@@ -256,15 +293,30 @@ def _conclude(args: argparse.Namespace, results: dict[str | None, EvalResult]) -
     if args.confusion not in (None, _STDOUT):
         first = next(iter(results.values()))
         total = sum((_confusion(r, first.classes) for r in results.values()), first.confusion * 0)
-        confusion_matrix(total, first.classes, args.confusion)
+        titles = picture_titles(args, results)
+        confusion_matrix(total, first.classes, args.confusion, **titles)
+    if args.json != _STDOUT:
+        _print_written(args, results)
     failed = [path for result in results.values() for path, _ in result.failed]
     if not failed:
         return 0
     total_videos = sum(result.videos for result in results.values()) + len(failed)
-    names = ", ".join(map(printable, failed[:_MOST_NAMES]))
-    more = f" and {len(failed) - _MOST_NAMES} more" if len(failed) > _MOST_NAMES else ""
-    print_error(f"left out {len(failed)} of {total_videos} videos: {names}{more}")
+    where = "above" if args.json != _STDOUT else "as failed in the JSON"
+    print_error(f"left out {len(failed)} of {total_videos} videos, listed {where}")
     return SOME_FAILED_EXIT
+
+
+def _print_written(args: argparse.Namespace, results: dict[str | None, EvalResult]) -> None:
+    written: list[tuple[str, str | Path]] = []
+    written += [("scores", file) for file in _score_files(args.scores, results)]
+    if args.json is not None:
+        written.append(("JSON", args.json))
+    if args.confusion not in (None, _STDOUT):
+        written.append(("confusion matrix", args.confusion))
+    if written:
+        print()
+    for what, file in written:
+        print(f"{what}: {printable(file)}")
 
 
 def _confusion(result: EvalResult, classes: list[str]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from r21d.video.index import INDEX_NAME
     from r21d.video.scanning import scan
 
-    with _progress() as progress:
+    with _progress() as progress, _says_what_is_kept():
         index = scan(
             args.folder,
             file=args.out,
@@ -82,6 +83,15 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print_error(f"{len(bad)} of {len(index)} videos are broken or damaged")
     return SOME_FAILED_EXIT
+
+
+@contextlib.contextmanager
+def _says_what_is_kept() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("what has been looked at is kept; the same command goes on", file=sys.stderr)
+        raise
 
 
 @contextlib.contextmanager

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from r21d.cli.arguments import Subcommands, add_device, positive, resolve_device
 from r21d.cli.checkpoint import add_weights, load_model
-from r21d.cli.clips import add_clips, input_spec
+from r21d.cli.clips import add_clips, clip_sampling, input_spec
 from r21d.cli.errors import SOME_FAILED_EXIT, UserError, print_error, printable
+from r21d.cli.outputs import PICTURE, check_replaced
 from r21d.cli.tables import print_table
 from r21d.evaluation.progress import progress_bar
 
@@ -49,7 +50,11 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Classify every video; 1 where some failed."""
+    clip_sampling(args)
     pictures = _picture_paths(args.filmstrip, args.videos)
+    for picture in pictures:
+        if picture is not None:
+            check_replaced("--filmstrip", picture, PICTURE, [args.weights, *args.videos])
     model = load_model(args.weights, resolve_device(args.device))
     spec = input_spec(args, model)
     results: list[dict[str, Any]] = []
@@ -69,10 +74,21 @@ def _serve(
     from r21d.evaluation.predict import predict
     from r21d.video import VideoError
 
+    if Path(path).is_dir():
+        error = IsADirectoryError(f"{path} is a folder; predict takes files")
+        return {"path": path, "error": _report(path, error)}
+    sampling = clip_sampling(args)
     failures = (VideoError, OSError, FloatingPointError)
     try:
         prediction = predict(
-            model, path, args.clips, args.topk, args.sampling, args.crops, seed=args.seed, spec=spec
+            model,
+            path,
+            sampling.clips,
+            args.topk,
+            sampling.mode,
+            sampling.crops,
+            seed=sampling.seed,
+            spec=spec,
         )
     except failures as error:
         return {"path": path, "error": _report(path, error)}

@@ -17,8 +17,8 @@ from r21d.cli.arguments import (
     resolve_device,
     sizes,
 )
-from r21d.cli.data import add_data, splits, video_list
-from r21d.cli.errors import UserError
+from r21d.cli.data import add_data, check_index, splits, video_list
+from r21d.cli.errors import UserError, printable
 from r21d.training.config import SCHEDULES, TrainConfig
 from r21d.video.lists import VideoList, has_sides, open_list
 
@@ -145,6 +145,8 @@ def run(args: argparse.Namespace) -> int:
     from r21d.training import train
 
     config = _config(args)
+    check_index(args)
+    _check_out(args)
     train_set, val_set = _datasets(args, _spec(args))
     torch.manual_seed(config.seed)
     options = {"clip_len": args.clip_len, "midplanes": args.midplanes, "dropout": args.dropout}
@@ -171,6 +173,17 @@ def run(args: argparse.Namespace) -> int:
     best = Path(args.out) / "best.safetensors"
     print(f"best checkpoint: {best}\nnext: r21d predict VIDEO --checkpoint {best}")
     return 0
+
+
+def _check_out(args: argparse.Namespace) -> None:
+    """Refuse before the work what training would refuse when it has looked every video up."""
+    from r21d.training.loop import held_run
+
+    if not args.resume and not args.overwrite and (held := held_run(args.out)):
+        raise UserError(
+            f"--out {printable(args.out)} already holds a run ({held[0].name}): --resume goes on "
+            "with it, --overwrite replaces it; or choose another folder"
+        )
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:

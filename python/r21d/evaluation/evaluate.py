@@ -6,16 +6,17 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import zip_longest
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from r21d.evaluation import metrics
 from r21d.evaluation.distributed import Ranks, current_ranks
 from r21d.evaluation.forward import clip_logits, evaluating
+from r21d.evaluation.loading import Part, group_parts, worker_deaths
 from r21d.evaluation.progress import progress_bar
 from r21d.evaluation.scores import Scores
 from r21d.evaluation.tally import Tally, merge
@@ -34,7 +35,8 @@ class ClipDataset(Protocol):
     where it is the same for all), ``classes`` (names), ``spec`` (the InputSpec; uint8 clips need
     it), ``sampling``, ``multilabel``, ``samples`` (``(path, label)`` by video), ``root`` (what
     names are relative to), ``failed`` (files found undecodable as ``(path, reason)``) and
-    ``missing`` (files that a list names and that are not there).
+    ``missing`` (files that a list names and that are not there). Where an item may be too large to
+    be held at once: ``part_count(i)`` and ``read_part(i, part)``, the item with some of its clips.
     """
 
     def __len__(self) -> int: ...
@@ -109,23 +111,29 @@ def evaluate(
     back. A video that cannot be decoded is left out and listed in ``failed``.
 
     Where torch.distributed has a default group, its processes share the videos, each runs its own
-    ``model``, and all return the same result: no video counts twice, and as videos meet in the
-    same forward passes however many processes and workers there are, the figures are the same to
-    the last digit. All processes must call this, with equal arguments.
+    ``model``, and all return the same result: no video counts twice, and videos meet in the same
+    forward passes however many processes and workers there are. So the figures are the same to the
+    last digit, where torch computes with the same number of threads: of those the order of its sums
+    depends, and torchrun sets OMP_NUM_THREADS=1 where nobody has set it. All processes must call
+    this, with equal arguments.
 
     Args:
         model: Maps (N, 3, T, H, W) to logits (N, classes).
-        dataset: See :class:`ClipDataset`.
+        dataset: See :class:`ClipDataset`. Where both name ``classes``, other than by plain
+            numbers, these must be the model's, in its order: a label is an output's number.
         batch_size: Clips a forward pass, at most.
-        workers: Decoding processes; 0 decodes in this one.
+        workers: Decoding processes; 0 decodes in this one. In a group of several processes these
+            start afresh: ``dataset`` must be picklable then, and a script keeps its own code under
+            ``if __name__ == "__main__"``.
         clip_scores: Keep every clip's scores in ``scores``, not only every video's.
         strict: Stop at the first video that cannot be decoded.
 
     Raises:
-        ValueError: no video could be decoded, a label is not among the model's outputs, or the
-            processes' datasets differ.
+        ValueError: no video could be decoded, the classes are not the model's, a label is not
+            among its outputs, or the processes' datasets differ.
         FloatingPointError: a score is infinite or NaN; the message names the video.
         VideoError: ``strict``, and a video cannot be decoded.
+        ChildProcessError: a decoding process failed, for lack of memory as a rule.
         RankFailed: another process failed.
     """
     if batch_size < 1:
@@ -133,25 +141,28 @@ def evaluate(
     groups = _groups(dataset, batch_size)
     with evaluating(model), current_ranks() as ranks:
         with ranks.together():
+            _check_classes(dataset, model)
             _check_strict(dataset, strict)
         _check_same(dataset, groups, ranks)
         own = groups[ranks.rank :: ranks.world]
-        batches = _batches(dataset, own, workers)
+        loaded = group_parts(dataset, own, workers, fresh=ranks.world > 1)
         tally = Tally()
         with _progress(ranks, own) as advance:
             for number in range(-(-len(groups) // ranks.world)):
                 try:
                     # In the last round some processes have nothing left to do.
-                    if batch := next(batches, None):
-                        _classify(model, dataset, batch, batch_size, tally, clip_scores, strict)
-                        advance(len(batch))
+                    if number < len(own):
+                        with worker_deaths():
+                            parts = next(loaded)
+                            _classify(model, dataset, parts, batch_size, tally, clip_scores, strict)
+                        advance(len(own[number]))
                 except Exception as error:
                     ranks.agree(error)
                 if number % _ROUNDS == _ROUNDS - 1:
                     ranks.agree()
         ranks.agree()
-        parts = ranks.gather(tally.packed())
-    return _result(model, dataset, merge(parts))
+        tallies = ranks.gather(tally.packed())
+    return _result(model, dataset, merge(tallies))
 
 
 def class_names(dataset: object, model: object, classes: int | None = None) -> list[str]:
@@ -172,6 +183,26 @@ def _groups(dataset: ClipDataset, batch_size: int) -> list[range]:
     size = 1 if clips is None else max(1, batch_size // clips)
     videos = len(dataset)
     return [range(start, min(start + size, videos)) for start in range(0, videos, size)]
+
+
+def _check_classes(dataset: ClipDataset, model: nn.Module) -> None:
+    """Labels of other classes than the model's would count wrong without a word."""
+    given, known = _stated_classes(dataset), _stated_classes(model)
+    if not given or not known or given == known:
+        return
+    pairs = enumerate(zip_longest(given, known))
+    number, (ours, theirs) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+    raise ValueError(
+        f"the dataset's {len(given)} classes are not the model's {len(known)} in their order"
+        f" (number {number} is {ours!r}, the model's {theirs!r}): make the dataset with"
+        " labels=model.classes (VideoFolder) or classes=model.classes (open_list)"
+    )
+
+
+def _stated_classes(owner: object) -> list[str]:
+    """Names of the classes; none where they are numbers, which is what outputs go by anyway."""
+    names = [str(name) for name in getattr(owner, "classes", None) or ()]
+    return [] if names == [str(number) for number in range(len(names))] else names
 
 
 def _check_strict(dataset: ClipDataset, strict: bool) -> None:
@@ -208,74 +239,41 @@ def _progress(
     return progress_bar("evaluating", sum(map(len, groups)))
 
 
-class _Video(NamedTuple):
-    """A decoded video, or the ``reason`` why it is none."""
-
-    number: int
-    clips: Tensor
-    labels: list[int]
-    reason: str | None = None
-
-
-class _Videos(Dataset[_Video]):
-    """``dataset``, where a video that fails to decode is no exception.
-
-    An exception in a worker process would end the whole pass.
-    """
-
-    def __init__(self, dataset: ClipDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> _Video:
-        from r21d.video.reader import VideoError
-
-        try:
-            clips, label, _ = self.dataset[index]
-        except VideoError as error:
-            return _Video(index, torch.empty(0), [], str(error))
-        several = isinstance(label, Tensor) and label.dim() == 1
-        return _Video(index, clips, label.nonzero().flatten().tolist() if several else [int(label)])
-
-
-def _batches(dataset: ClipDataset, groups: Sequence[range], workers: int) -> Iterator[list[_Video]]:
-    """The videos of each group."""
-    order = [video for group in groups for video in group]
-    loader = DataLoader(_Videos(dataset), None, sampler=order, num_workers=workers)
-    videos = iter(loader)
-    for group in groups:
-        yield [next(videos) for _ in group]
-
-
 def _classify(
     model: nn.Module,
     dataset: ClipDataset,
-    batch: list[_Video],
+    parts: Iterable[Part],
     batch_size: int,
     tally: Tally,
     clip_scores: bool,
     strict: bool,
 ) -> None:
-    """Add a group of videos to ``tally``."""
+    """Add a group of videos, each of which may come in several parts, to ``tally``."""
     from r21d.video.reader import VideoError
 
-    for video in batch:
-        if video.reason is not None:
+    labels: dict[int, tuple[int, ...]] = {}
+    counts: dict[int, int] = {}
+    broken: set[int] = set()
+
+    def readable() -> Iterator[Tensor]:
+        for part in parts:
+            if part.video in broken:
+                continue
+            if part.reason is None:
+                labels[part.video] = tuple(part.labels)
+                counts[part.video] = counts.get(part.video, 0) + len(part.clips)
+                yield part.clips
+                continue
             if strict:
-                raise VideoError(video.reason)
-            _log.warning("left out: %s", video.reason)
-            tally.failed.append((video.number, _path(dataset, video.number), video.reason))
-    good = [video for video in batch if video.reason is None]
-    if not good:
-        return
-    clips = torch.cat([video.clips for video in good])
-    logits = clip_logits(model, clips, batch_size, getattr(dataset, "spec", None))
-    counts = [len(video.clips) for video in good]
-    for video, rows in zip(good, logits.split(counts), strict=True):
-        path = _path(dataset, video.number)
-        tally.add(video.number, path, tuple(video.labels), rows, clip_scores)
+                raise VideoError(part.reason)
+            _log.warning("left out: %s", part.reason)
+            tally.failed.append((part.video, _path(dataset, part.video), part.reason))
+            broken.add(part.video)
+
+    logits = clip_logits(model, readable(), batch_size, getattr(dataset, "spec", None))
+    for video, rows in zip(counts, logits.split(list(counts.values())), strict=True):
+        if video not in broken:
+            tally.add(video, _path(dataset, video), labels[video], rows, clip_scores)
 
 
 def _result(model: nn.Module, dataset: ClipDataset, tally: Tally) -> EvalResult:
@@ -285,18 +283,20 @@ def _result(model: nn.Module, dataset: ClipDataset, tally: Tally) -> EvalResult:
         first = f", the first: {failed[0][1]}" if failed else ""
         raise ValueError(f"no video could be evaluated ({len(failed)} failed{first})")
     protocol = _protocol(dataset)
+    # Ranked in float64: float32 has no room for what comes far behind the best.
+    means = torch.stack(tally.means)
     scores = Scores(
         names=[_name(dataset, video) for video in tally.videos],
         classes=class_names(dataset, model, len(tally.means[0])),
         labels=tally.labels,
-        video_scores=torch.stack(tally.means),
+        video_scores=means.float(),
         clip_counts=torch.tensor([len(ranks) for ranks in tally.ranks]),
         clip_scores=torch.cat(tally.scores) if tally.scores else None,
         protocol=protocol,
     )
     clip_ranks = torch.cat(tally.ranks)
-    video_ranks = metrics.label_ranks(scores.video_scores, scores.labels)
-    confusion = metrics.confusion_matrix(scores.video_scores, scores.labels)
+    video_ranks = metrics.label_ranks(means, scores.labels)
+    confusion = metrics.confusion_matrix(means, scores.labels)
     shares = metrics.per_class_accuracy(confusion)
     return EvalResult(
         clip_top1=metrics.accuracy(clip_ranks, 1),

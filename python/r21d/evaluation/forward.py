@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,12 +27,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def clip_logits(
-    model: nn.Module, clips: Tensor, batch_size: int, spec: InputSpec | None = None
+    model: nn.Module, parts: Iterable[Tensor], batch_size: int, spec: InputSpec | None = None
 ) -> Tensor:
-    """Float32 logits (K, classes) on the CPU of clips (K, 3, T, h, w), ``batch_size`` at a time.
+    """Float32 logits (K, classes) on the CPU of the clips (k, 3, T, h, w) of several ``parts``.
 
-    Runs on the device and in the dtype of the model's first parameter. uint8 clips are normalised
-    there, as ``spec`` says.
+    ``batch_size`` clips at a time, wherever a part ends; no more parts are held than make up a
+    batch. Without any clip the result is (0, 0). Runs on the device and in the dtype of the model's
+    first parameter. uint8 clips are normalised there, as ``spec`` says.
 
     Raises:
         ValueError: the clips are uint8 and there is no ``spec``.
@@ -41,25 +42,41 @@ def clip_logits(
 
     home = next(model.parameters())
     normalize = None
-    if clips.dtype == torch.uint8:
-        if spec is None:
-            raise ValueError(
-                "clips are uint8 and nothing says how to normalise them: pass float32 clips, or a"
-                " dataset with a spec (r21d.video.InputSpec)"
-            )
-        normalize = Normalize(spec)
     outputs = []
-    for part in clips.split(batch_size):
-        part = part.to(home.device)
-        if normalize is not None:
-            part = normalize(part)
-        part = part.to(home.dtype).contiguous(memory_format=torch.channels_last_3d)
-        outputs.append(model(part).float())
-    return torch.cat(outputs).cpu()
+    for clips in _batches(parts, batch_size):
+        clips = clips.to(home.device)
+        if clips.dtype == torch.uint8:
+            if spec is None:
+                raise ValueError(
+                    "clips are uint8 and nothing says how to normalise them: pass float32 clips, or"
+                    " a dataset with a spec (r21d.video.InputSpec)"
+                )
+            normalize = normalize or Normalize(spec)
+            clips = normalize(clips)
+        clips = clips.to(home.dtype).contiguous(memory_format=torch.channels_last_3d)
+        outputs.append(model(clips).float())
+    return torch.cat(outputs).cpu() if outputs else torch.empty(0, 0)
+
+
+def _batches(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """The clips of all parts, ``size`` at a time."""
+    held: list[Tensor] = []
+    for part in parts:
+        held.append(part)
+        count = sum(map(len, held))
+        if count >= size:
+            clips = torch.cat(held) if len(held) > 1 else part
+            whole = count - count % size
+            # A copy: a view would keep all the others in memory, too.
+            held = [clips[whole:].clone()] if whole < count else []
+            yield from clips[:whole].split(size)
+            del clips
+    if held:
+        yield torch.cat(held)
 
 
 def score_clips(
-    model: nn.Module, clips: Tensor, batch_size: int = 16, spec: InputSpec | None = None
+    model: nn.Module, parts: Iterable[Tensor], batch_size: int = 16, spec: InputSpec | None = None
 ) -> Tensor:
     """Softmax scores, float32 (K, classes) on the CPU, of clips as `clip_logits` takes them.
 
@@ -68,7 +85,7 @@ def score_clips(
         ValueError: the clips are uint8 and there is no ``spec``.
     """
     with evaluating(model):
-        scores = clip_logits(model, clips, batch_size, spec).softmax(1)
+        scores = clip_logits(model, parts, batch_size, spec).softmax(1)
     if not scores.isfinite().all():
         raise FloatingPointError("the network's scores are not finite; its weights are damaged")
     return scores

@@ -17,9 +17,6 @@ from r21d.models import VideoModel
 if TYPE_CHECKING:
     from r21d.video import InputSpec
 
-_PART = 64
-"""Clips decoded at once."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
@@ -53,9 +50,10 @@ def predict(
     """Classify a video by several clips, scores averaged after softmax.
 
     Ten clips are the paper's test protocol (section 4.1); ``sampling``, ``clips``, ``crops`` and
-    ``seed`` are those of :class:`r21d.video.ClipSampling`. The input is made as ``spec`` says,
-    by default ``model.input_spec``, which checkpoints bring along (without one: ``InputSpec()``),
-    and classes are named by ``model.classes`` (without: their numbers).
+    ``seed`` are those of :class:`r21d.video.ClipSampling`. Random clips depend on the file's name;
+    those of a data set on the path below its root, and so they may be others. The input is made as
+    ``spec`` says, by default ``model.input_spec``, which checkpoints bring along (without one:
+    ``InputSpec()``), and classes are named by ``model.classes`` (without: their numbers).
 
     Raises:
         ValueError: ``topk``, ``clips``, ``sampling`` or ``crops`` is out of range.
@@ -68,14 +66,10 @@ def predict(
         raise ValueError(f"topk is {topk}, expected at least 1")
     spec = spec or model.input_spec or InputSpec()
     chosen = ClipSampling(sampling, clips, crops, seed)
-    starts = chosen.starts(probe(path), spec, Path(path).name)
+    parts = chosen.parts(probe(path), spec, Path(path).name)
     transform = ClipTransform(spec, crops=crops, normalize=False)
-    # In parts: the clips of a dense hour would fill the memory.
-    parts = [
-        score_clips(model, transform(_read(path, starts[i : i + _PART], spec)), spec=spec)
-        for i in range(0, len(starts), _PART)
-    ]
-    scores = torch.cat(parts).mean(0)
+    clips_read = (transform(_read(path, starts, spec)) for starts in parts)
+    scores = score_clips(model, clips_read, spec=spec).mean(0)
     names = class_names(None, model, len(scores))
     best = torch.sort(scores, descending=True, stable=True)
     order = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
@@ -83,7 +77,7 @@ def predict(
         path=os.fspath(path),
         top=[(names[index], score) for index, score in order[:topk]],
         scores=scores,
-        starts=starts,
+        starts=[start for starts in parts for start in starts],
     )
 
 

@@ -81,6 +81,19 @@ def save_scores(path: str | os.PathLike[str], scores: Scores) -> None:
     write_atomically(path, safetensors.torch.save(tensors, metadata=metadata))
 
 
+def is_scores(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is one that `save_scores` wrote, by its header.
+
+    Raises OSError where it cannot be read.
+    """
+    safetensors = import_safetensors()
+    try:
+        with safetensors.safe_open(os.fspath(path), framework="pt") as file:
+            return _KEY in (file.metadata() or {})
+    except safetensors.SafetensorError:
+        return False
+
+
 def load_scores(path: str | os.PathLike[str]) -> Scores:
     """Read what `save_scores` wrote.
 

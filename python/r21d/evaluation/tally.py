@@ -17,7 +17,7 @@ class Tally:
     Attributes:
         videos: numbers of the videos.
         labels: true classes of each.
-        means: float32 (classes,) each: mean of its clips' softmax scores.
+        means: float64 (classes,) each: mean of its clips' softmax scores.
         ranks: int64 (K,) each: `metrics.label_ranks` of its clips.
         losses: cross-entropy of its clips, summed.
         scores: float32 (K, classes) each: softmax scores of its clips; empty unless kept.
@@ -53,7 +53,7 @@ class Tally:
         scores = logits.double().softmax(1)
         self.videos.append(video)
         self.labels.append(labels)
-        self.means.append(scores.mean(0).float())
+        self.means.append(scores.mean(0))
         # Of logits: softmax may round different ones to equal scores.
         self.ranks.append(metrics.label_ranks(logits, [labels] * len(logits)))
         self.losses.append(metrics.cross_entropy(logits, labels).sum().item())

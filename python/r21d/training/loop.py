@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from r21d.atomic import write_atomically
 from r21d.evaluation.evaluate import ClipDataset, EvalResult, class_names, evaluate
 from r21d.evaluation.progress import progress_bar
+from r21d.models.base import VideoModel
 from r21d.training.config import TrainConfig, learning_rate
 from r21d.training.state import STATE_FILE, load_state, restore, save_state
 
@@ -44,7 +45,7 @@ def train(
     overwrite: bool = False,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> History:
-    """Train ``model`` in place with SGD and Nesterov momentum.
+    """Train ``model`` in place with SGD and Nesterov momentum; its classes become ``train_set``'s.
 
     On one machine and one set of versions, equal seeds give equal runs, and a resumed run equals
     an uninterrupted one bit for bit: each epoch draws its random numbers from the seed and its
@@ -100,6 +101,10 @@ def train(
         history = state.history
         _write_results(folder, model, train_set, state.config, history)
 
+    names = getattr(train_set, "classes", None)
+    if names is not None and isinstance(model, VideoModel):
+        # Another set's, where the weights are a checkpoint's.
+        model.classes = list(names)
     devices = [device] if device.type == "cuda" else []
     for epoch in range(len(history), config.epochs):
         with torch.random.fork_rng(devices=devices):
@@ -125,6 +130,12 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return int.from_bytes(digest, "big")
 
 
+def held_run(folder: str | Path) -> list[Path]:
+    """The files of a run that ``folder`` holds."""
+    files = (Path(folder) / name for name in (STATE_FILE, HISTORY_FILE, LAST_FILE, BEST_FILE))
+    return [file for file in files if file.exists()]
+
+
 def _prepare_folder(out: str | Path | None, resume: bool, overwrite: bool) -> Path | None:
     if out is None:
         if resume:
@@ -134,12 +145,11 @@ def _prepare_folder(out: str | Path | None, resume: bool, overwrite: bool) -> Pa
     folder.mkdir(parents=True, exist_ok=True)
     if resume:
         return folder
-    files = [folder / name for name in (STATE_FILE, HISTORY_FILE, LAST_FILE, BEST_FILE)]
-    held = [file for file in files if file.exists()]
+    held = held_run(folder)
     if held and not overwrite:
         raise FileExistsError(
-            f"{folder} already holds a run ({held[0].name}); resume it, ask for it to be "
-            "overwritten, or choose another folder"
+            f"{folder} already holds a run ({held[0].name}): resume=True goes on with it, "
+            "overwrite=True replaces it; or choose another folder"
         )
     for file in held:
         file.unlink()

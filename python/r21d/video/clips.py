@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from r21d.video.reader import VideoInfo
+from r21d.video.resize import scaled_size
 from r21d.video.sampling import clip_span, random_clip_start
 from r21d.video.transforms import InputSpec, check_crops
 
 MODES = ("even", "random", "dense")
+
+_PART_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,20 @@ class ClipSampling:
         span = clip_span(spec.clip_len, spec.frame_rate or info.frame_rate, spec.frame_stride)
         generator = seeded_generator(f"{self.seed} {key}")
         return sorted(random_clip_start(info.duration, span, generator) for _ in range(self.clips))
+
+    def parts(
+        self, info: VideoInfo, spec: InputSpec, key: str, *, normalized: bool = False
+    ) -> list[list[float]]:
+        """`starts` in as few parts as leave each with about 256 MB of pixels, or a single clip.
+
+        These are a part's frames, scaled, and its crops, uint8 or ``normalized`` to float32: the
+        clips of a long video together could fill the memory.
+        """
+        height, width = scaled_size(info.height, info.width, spec.resize)
+        crop = spec.crop[0] * spec.crop[1] * (4 if normalized else 1)
+        size = 3 * spec.clip_len * (height * width + self.crops * crop)
+        starts, length = self.starts(info, spec, key), max(1, _PART_BYTES // size)
+        return [starts[i : i + length] for i in range(0, len(starts), length)]
 
 
 def _dense_starts(info: VideoInfo, spec: InputSpec) -> list[float]:

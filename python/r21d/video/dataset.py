@@ -10,24 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
 from r21d.video.clips import ClipSampling, seeded_generator
 from r21d.video.decoder import available_cpus
-from r21d.video.examine import examine
-from r21d.video.index import VideoIndex, find_index, relative_name
+from r21d.video.index import VideoIndex, relative_name
 from r21d.video.lists import VideoItem, VideoList, list_folder
+from r21d.video.lookup import Index, check_class_folders, gone_from, load_index, look_up
 from r21d.video.reader import VideoError, VideoInfo, read_clips, read_video
 from r21d.video.sampling import clip_span, random_clip_start, select_frames
 from r21d.video.transforms import ClipTransform, InputSpec
 
 logger = logging.getLogger(__name__)
-
-Index: TypeAlias = VideoIndex | str | os.PathLike[str] | Literal[False] | None
-"""Where a dataset looks files up: an index, its file, the root's own if it has one (None), none."""
 
 _MOST_WARNINGS = 10
 _MANY_FILES = 1000
@@ -67,8 +64,9 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
     its first decoding, as uint8 frames already scaled to ``spec.resize``: for small sets, read by
     the main process, by PyAV.
 
-    Raises ValueError for a ``spec`` of optical flow, for options that contradict each other, or
-    when no file can be decoded.
+    Raises ValueError for a ``spec`` of optical flow, for options that contradict each other, when
+    no file can be decoded, for an ``index`` that was given and knows none of the videos, or in
+    training for a class folder without videos (in test a warning).
     """
 
     def __init__(
@@ -106,9 +104,11 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
         self._epoch = torch.tensor(-1).share_memory_()
         self._cache: dict[int, _DecodedVideo] | None = {} if cache else None
         self._set_side(train, sampling)
-        loaded = _load_index(index, videos.root)
-        if loaded is not None and videos.name == "folder":
-            self.missing += _gone(loaded, videos)
+        loaded = load_index(index, videos)
+        if videos.name == "folder":
+            gone = [] if loaded is None else gone_from(videos, loaded)
+            check_class_folders(videos, gone, train)
+            self.missing += gone
         self._open(videos.items, loaded)
 
     @property
@@ -123,9 +123,7 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
         if not 0 <= index < len(self.samples):
             raise IndexError(f"index {index} is outside 0..{len(self.samples) - 1}")
         if self.sampling is not None:
-            key = relative_name(self.samples[index][0], self.root)
-            name = key or os.fspath(self.samples[index][0])
-            starts = self.sampling.starts(self._infos[index], self.spec, name)
+            starts = self.sampling.starts(self._infos[index], self.spec, self._name(index))
             return self._test_transform(self._read(index, starts)), self._label(index), index
         generator = self._generator(index)
         for candidate in self._candidates(index, generator):
@@ -142,6 +140,21 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
             )
             return transform(frames), self._label(candidate), candidate
         raise VideoError(f"{self.root}: none of the {len(self.samples)} videos can be decoded")
+
+    def part_count(self, index: int) -> int:
+        """In how many parts `read_part` reads item ``index``; 1 in training."""
+        return 1 if self.sampling is None else len(self._parts(index, self.sampling))
+
+    def read_part(self, index: int, part: int) -> tuple[torch.Tensor, Any, int]:
+        """Item ``index`` with some of its clips only; those of all parts, in turn, are the item's.
+
+        A part holds about 256 MB of pixels at most (`ClipSampling.parts`), whatever the video's
+        length and the number of clips. In training part 0 is the item.
+        """
+        if self.sampling is None:
+            return self[index]
+        starts = self._parts(index, self.sampling)[part]
+        return self._test_transform(self._read(index, starts)), self._label(index), index
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the clips of this epoch of training, from 0, in the order of any DataLoader.
@@ -195,16 +208,27 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
                 self.root,
                 len(items),
             )
+        unknown = 0
         threads = min(_MOST_THREADS, available_cpus())
         with ThreadPoolExecutor(threads, "r21d-probe") as pool:
             paths = [item.path for item in items]
-            for item, found in zip(items, pool.map(partial(_describe, index), paths), strict=True):
-                if isinstance(found, VideoInfo):
-                    self._infos.append(found)
-                    label = item.labels if self.multilabel else item.labels[0]
-                    self.samples.append((item.path, label))
-                else:
-                    self._fail(item.path, found)
+            rows = pool.map(partial(look_up, index), paths)
+            for item, (row, opened) in zip(items, rows, strict=True):
+                unknown += opened
+                if row.info is None or row.problem is not None:
+                    self._fail(item.path, f"{item.path}: {row.problem}")
+                    continue
+                self._infos.append(replace(row.info, path=item.path))
+                label = item.labels if self.multilabel else item.labels[0]
+                self.samples.append((item.path, label))
+        if index is not None and unknown:
+            logger.warning(
+                "%s: %d of %d files are not in the index, or have changed since; r21d index"
+                " brings it up to date",
+                self.root,
+                unknown,
+                len(items),
+            )
         if len(self.failed) > _MOST_WARNINGS:
             logger.warning(
                 "skipped: %d more files, %d of %d in all",
@@ -233,6 +257,11 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
         if not self.samples:
             first = f"; the first: {self.failed[0][1]}" if self.failed else ""
             absent = f" ({len(self.missing)} more are missing)" if self.missing else ""
+            if self.failed and all(reason.endswith(": no such file") for _, reason in self.failed):
+                raise ValueError(
+                    f"{self.root}: none of the {files} listed files is in this folder{absent}"
+                    f"{first}; name the folder that the list's names are relative to"
+                )
             raise ValueError(
                 f"{self.root}: none of the {files} video files can be decoded{absent}{first}"
             )
@@ -244,6 +273,15 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
         ones = torch.zeros(len(self.classes))
         ones[list(label)] = 1
         return ones
+
+    def _parts(self, index: int, sampling: ClipSampling) -> list[list[float]]:
+        info, name = self._infos[index], self._name(index)
+        return sampling.parts(info, self.spec, name, normalized=self.normalize)
+
+    def _name(self, index: int) -> str:
+        """The key of a video's random clips."""
+        path = self.samples[index][0]
+        return relative_name(path, self.root) or os.fspath(path)
 
     def _candidates(self, index: int, generator: torch.Generator) -> Iterator[int]:
         """``index``, then the others in random order."""
@@ -302,8 +340,8 @@ class VideoFolder(VideoDataset):
     training it is 1. ``labels`` are the classes where given (a checkpoint's), of which the folders
     may then be some; else the sorted folder names are.
 
-    Raises ValueError also for a folder without classes, a single class, a class without videos, or
-    one that is not among ``labels``.
+    Raises ValueError also for a folder without classes or videos, a single class, or one that is
+    not among ``labels``.
     """
 
     def __init__(
@@ -371,29 +409,3 @@ def _sampling(train: bool, clips: int, sampling: ClipSampling | None) -> ClipSam
     if train and clips != 1:
         raise ValueError(f"training draws one clip a video: clips must be 1, got {clips}")
     return sampling if train or sampling is not None else even
-
-
-def _load_index(index: Index, root: Path) -> VideoIndex | None:
-    if index is None:
-        index = find_index(root)
-    if index is None or index is False:
-        return None
-    return index if isinstance(index, VideoIndex) else VideoIndex.load(index)
-
-
-def _describe(index: VideoIndex | None, path: Path) -> VideoInfo | str:
-    """What a file holds, or why it is left out."""
-    known = None if index is None else index.row(path)
-    row = known or examine(path, path.name)
-    if row.info is None or row.problem is not None:
-        return f"{path}: {row.problem}"
-    return replace(row.info, path=path)
-
-
-def _gone(index: VideoIndex, videos: VideoList) -> list[Path]:
-    """Files of the list's classes that the index knows and that are no longer there."""
-
-    def folder(path: Path) -> str:
-        return os.path.dirname(relative_name(path, videos.root) or "")
-
-    return [path for path in index.gone() if folder(path) in videos.classes]

@@ -143,6 +143,36 @@ class VideoIndex:
         row = None if relative is None else self._rows.get(relative)
         return row if row is not None and is_current(row, Path(path)) else None
 
+    def __contains__(self, path: object) -> bool:
+        """Whether there is a row for a file, current or not."""
+        if not isinstance(path, str | os.PathLike):
+            return False
+        return relative_name(path, self.root) in self._rows
+
+    def rooted(self, root: str | os.PathLike[str]) -> VideoIndex:
+        """The rows for another name of this index's folder, a folder below it or one above it.
+
+        Links are resolved to find that out; the index itself where ``root`` is none of these.
+        """
+        root = Path(root)
+        own, other = Path(os.path.realpath(self.root)), Path(os.path.realpath(root))
+        below = relative_name(other, own)
+        above = relative_name(own, other)
+        index = VideoIndex(root)
+        for row in self._rows.values():
+            if below is not None:
+                prefix = "" if below == "." else f"{below}/"
+                if not row.path.startswith(prefix):
+                    continue
+                path = row.path[len(prefix) :]
+            elif above is not None:
+                path = f"{above}/{row.path}"
+            else:
+                return self
+            info = row.info and dataclasses.replace(row.info, path=root / path)
+            index.add(dataclasses.replace(row, path=path, info=info))
+        return index
+
     def gone(self) -> list[Path]:
         """The files that were there when the index was made and no longer are."""
         paths = (self.root / row.path for row in self.rows)

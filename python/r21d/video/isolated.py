@@ -80,6 +80,7 @@ class _Worker(Generic[Item, Result]):
         )
         if "forkserver" in methods:
             context.set_forkserver_preload([function.__module__])
+            _start_server()
         self.task: tuple[Item] | tuple[()] = ()
         self.connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, function), daemon=True)
@@ -105,6 +106,20 @@ class _Worker(Generic[Item, Result]):
         self.connection.close()
         self._process.terminate()
         self._process.join()
+
+
+def _start_server() -> None:
+    """Start the server deaf to SIGINT, which would otherwise end its imports with a traceback.
+
+    Blocked signals stay so in what is started meanwhile; to this process they come afterwards.
+    """
+    from multiprocessing import forkserver  # not on every system
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:

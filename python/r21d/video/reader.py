@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch.utils.data import get_worker_info
 
-from r21d.video.decoder import Decoder, VideoError, available_cpus
+from r21d.video.decoder import Decoder, VideoError, available_cpus, import_av
 from r21d.video.order import UnsureError
+from r21d.video.packets import read_packets
 from r21d.video.resize import FrameSize, resize_frames, scaled_size
 from r21d.video.sampling import (
     TOLERANCE,
@@ -36,8 +38,10 @@ __all__ = ["VideoError", "VideoInfo", "probe", "read_clip", "read_clips", "read_
 
 logger = logging.getLogger(__name__)
 
-_MICROSECONDS = 1_000_000
 _MAX_THREADS = 4
+
+# These give every stream the duration of the file: the sound may go on after the picture.
+_FILE_WIDE_DURATION = frozenset({"asf"})
 
 Read = TypeVar("Read")
 
@@ -46,7 +50,8 @@ Read = TypeVar("Read")
 class VideoInfo:
     """What a file says about its video stream, after its first frame has been decoded.
 
-    ``frames`` is None where the container does not count them. ``duration`` is in seconds,
+    ``frames`` is None where the container does not count them. ``duration`` is in seconds of the
+    picture, not of the sound: as the header states it, else up to the last packet of video.
     ``width`` and ``height`` in pixels as displayed (rotation applied), ``rotation`` the
     counter-clockwise degrees by which the stored picture is turned for display.
     """
@@ -75,8 +80,7 @@ class VideoInfo:
 def probe(path: str | os.PathLike[str], *, threads: int = 1) -> VideoInfo:
     """Describe a video. Raises VideoError when not even its first frame can be decoded."""
     with Decoder(path, threads=threads) as decoder:
-        frames = decoder.frames()
-        first = next(frames, None)
+        first = next(decoder.frames(), None)
         if first is None:
             raise _nothing_decoded(decoder)
         frame = first[1]
@@ -85,7 +89,9 @@ def probe(path: str | os.PathLike[str], *, threads: int = 1) -> VideoInfo:
         return VideoInfo(
             path=decoder.path,
             frames=stream.frames or None,
-            duration=_stated_duration(decoder) or _counted_duration(decoder, frames),
+            duration=_stated_duration(decoder)
+            or _coded_duration(decoder, frame)
+            or _counted_duration(decoder),
             frame_rate=decoder.frame_rate,
             width=width,
             height=height,
@@ -300,27 +306,45 @@ def _check_on_damage(on_damage: str) -> None:
 
 
 def _stated_duration(decoder: Decoder) -> float | None:
-    """Seconds of video by the header, or None."""
+    """Seconds of video by the header; None where it speaks at most of the whole file."""
     stream = decoder.stream
+    if decoder.container.format.name in _FILE_WIDE_DURATION:
+        return None
     if stream.duration and stream.duration > 0 and stream.time_base:
         return float(stream.duration * stream.time_base)
-    # Matroska states a duration per track only as a tag; its file-wide one may be the sound's.
+    # Matroska states a duration per track only as a tag.
     parts = stream.metadata.get("DURATION", "").split(":")
     if len(parts) == 3:
         try:
             hours, minutes, seconds = (float(part) for part in parts)
         except ValueError:
-            pass
-        else:
-            return hours * 3600 + minutes * 60 + seconds or None
-    if decoder.container.duration and decoder.container.duration > 0:
-        return decoder.container.duration / _MICROSECONDS
+            return None
+        return hours * 3600 + minutes * 60 + seconds or None
     return None
 
 
-def _counted_duration(decoder: Decoder, rest: Iterator[tuple[float, VideoFrame]]) -> float:
-    """Seconds of video found by decoding the rest, for files whose header is silent."""
-    last = max((time for time, _ in rest), default=0.0)
+def _coded_duration(decoder: Decoder, first: VideoFrame) -> float | None:
+    """Seconds up to the end of the last packet, without decoding; None without time stamps."""
+    container, stream = decoder.container, decoder.stream
+    if first.pts is None or not stream.time_base:
+        return None
+    error = import_av().FFmpegError
+    if container.duration and container.duration > 0:
+        with contextlib.suppress(error):  # without an index, everything is read
+            container.seek(container.duration + max(0, container.start_time or 0))
+    last = None
+    with contextlib.suppress(error):  # what cannot be read cannot be shown, either
+        for packet in read_packets(container, stream):
+            if packet.pts is not None and (last is None or packet.pts > last):
+                last = packet.pts
+    if last is None or last < first.pts:
+        return None
+    return float((last - first.pts) * stream.time_base) + 1 / decoder.frame_rate
+
+
+def _counted_duration(decoder: Decoder) -> float:
+    """Seconds of video found by decoding all, for files that have no times."""
+    last = max((time for time, _ in decoder.frames()), default=0.0)
     return last + 1 / decoder.frame_rate
 
 

@@ -26,6 +26,7 @@ from r21d.weights.layouts import Imported, LayoutError, import_layout
 from r21d.weights.state_dict import describe_mismatch, import_safetensors, read_state_dict
 
 if TYPE_CHECKING:
+    from r21d.video import InputSpec
     from r21d.weights.registry import PublishedWeights
 
 _log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def save_checkpoint(
     model: nn.Module,
     *,
     classes: Sequence[str],
-    input: Mapping[str, Any],
+    input: InputSpec | Mapping[str, Any],
     extra: Mapping[str, str] | None = None,
 ) -> None:
     """Write ``model`` into one file, which appears complete or not at all.
@@ -72,8 +73,8 @@ def save_checkpoint(
         path: file to write; its directory must exist.  An existing file is replaced.
         model: the :class:`VideoModel` itself, not a wrapper around it.
         classes: label names in the order of the logits; empty where they are not known.
-        input: ``InputSpec.to_dict()`` of the clips the network was trained on, or an empty
-            mapping where they did not come from videos.
+        input: the :class:`r21d.video.InputSpec` of the clips the network was trained on, or its
+            ``to_dict()``; an empty mapping where they did not come from videos.
         extra: notes of the writer's own, text by name.
 
     Raises:
@@ -408,9 +409,11 @@ def _check_labels(classes: Sequence[str], num_classes: int) -> list[str]:
     return names
 
 
-def _check_input(input: Mapping[str, Any]) -> dict[str, Any]:
+def _check_input(input: InputSpec | Mapping[str, Any]) -> dict[str, Any]:
     from r21d.video.transforms import InputSpec
 
+    if isinstance(input, InputSpec):
+        input = input.to_dict()
     return InputSpec.from_dict(input).to_dict() if input else {}
 
 

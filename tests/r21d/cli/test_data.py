@@ -72,7 +72,9 @@ def test_a_folder_is_what_data_is(ucf: tuple[Path, Path]) -> None:
 
 def test_splits_are_spelled_out(ucf: tuple[Path, Path]) -> None:
     options = (ucf[0], "--dataset", "ucf101", "--annotations", ucf[1], "--split")
-    assert splits(_parse(*options, "3", "1", "3")) == ["3", "1"]
+    assert splits(_parse(*options, "3", "1")) == ["3", "1"]
+    with pytest.raises(UserError, match="--split names 3 twice"):
+        splits(_parse(*options, "3", "1", "3"))
     assert splits(_parse(*options, "2", "all")) == ["1", "2", "3"]
     assert _names(video_list(_parse(*options, "1"), False, split="1")) == [
         "run/c.mp4",
@@ -152,8 +154,20 @@ def test_index_and_strict_are_heeded(
     assert main([*arguments, "--strict"]) == 2
     assert "a.mp4" in capsys.readouterr().err
     assert main([*arguments, "--index", str(tmp_path / "none.jsonl")]) == 2
-    assert "none.jsonl" in capsys.readouterr().err
+    assert "r21d index" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_run_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "history.jsonl").touch()
+    # Told before the videos, which are not even there, are looked at.
+    arguments = ["train", str(tmp_path / "none"), "--out", str(tmp_path)]
+    assert main(arguments) == 2
+    message = "already holds a run (history.jsonl): --resume goes on with it, --overwrite replaces"
+    assert message in capsys.readouterr().err
+    for option in ("--resume", "--overwrite"):
+        assert main([*arguments, option]) == 2
+        assert "none: no such folder" in capsys.readouterr().err
 
 
 def test_videos_of_several_classes_are_held_out_by_their_first(ucf: tuple[Path, Path]) -> None:

@@ -1,6 +1,6 @@
-"""``r21d eval`` and ``r21d predict`` over small sets of videos of noise (about twenty seconds).
+"""``r21d eval`` and ``r21d predict`` over small sets of videos of noise (about 25 seconds).
 
-Six of them are spent on starting torchrun.
+Twelve of them are spent on starting torchrun and its decoding processes.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from processes import run
 
 import r21d
 from r21d.cli import main
+from r21d.cli.clips import input_spec
 from r21d.cli.errors import UserError
 from r21d.cli.evaluate import _device
 from r21d.evaluation import load_scores
@@ -142,8 +145,9 @@ def test_tables_on_paper_and_files_beside_them(
     # A line a key.
     assert len(text.splitlines()) == len(found) + 2
     assert (tmp_path / "a.png").read_bytes()[:4] == PNG
-    assert main([*command.split(), "--confusion"]) == 0
-    assert "videos by true class (row) and top class (column)" in capsys.readouterr().out
+    for shown in (["--confusion"], ["--confusion", "-"]):
+        assert main([*command.split(), *shown]) == 0
+        assert "videos by true class (row) and top class (column)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -152,7 +156,17 @@ def test_tables_on_paper_and_files_beside_them(
         ("--scores none/a.safetensors", "--scores none/a.safetensors needs a writable folder none"),
         ("--json none/a.json", "--json none/a.json needs a writable folder none"),
         ("--confusion set", "--confusion set is a folder"),
+        ("--confusion a.jpg", "--confusion a.jpg must end in .png"),
+        ("--json small.safetensors", "exists and is not a result of r21d eval"),
+        ("--json none.safetensors", "would replace none.safetensors, which the command reads"),
+        ("--json set/bend/0.mp4", "exists and is not a result"),
+        ("--json set/.r21d-index.jsonl", "which the command reads"),
+        ("--scores small.safetensors", "exists and is not a file of scores"),
+        ("--json a.png --confusion a.png", "--json and --confusion name the same file, a.png"),
+        ("--clips 3 --sampling dense", "leave --clips out"),
+        ("--index none", "--index none: no such file; r21d index set --out none makes one"),
         ("--clip-scores", "--clip-scores needs --scores FILE"),
+        ("--scores -", "--scores - cannot be printed"),
         ("--weights a b", "--weights names 2 checkpoints for 1 splits"),
     ],
 )
@@ -180,7 +194,10 @@ def people(base: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("in_base")
 def test_a_table_a_split_and_their_mean(
-    people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    people: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     save_network(tmp_path / "other.safetensors", seed=1)
     command = f"eval {people} --dataset weizmann --clips 1 --scores {tmp_path}/s.safetensors "
@@ -191,6 +208,7 @@ def test_a_table_a_split_and_their_mean(
     rows = found["splits"]
     for key, mean in found["mean"].items():
         assert mean == pytest.approx((rows[0][key] + rows[1][key]) / 2)
+    assert "one checkpoint" not in caplog.text
     names = {name: load_scores(tmp_path / f"s-{name}.safetensors").names for name in ("bob", "cat")}
     assert names == {p: [f"bend/{p}_bend.mp4", f"run/{p}_run.mp4"] for p in names}
     # One network for all, and a split with a broken file.
@@ -198,10 +216,13 @@ def test_a_table_a_split_and_their_mean(
     assert main([*arguments, "--confusion", f"{tmp_path}/a.png"]) == 1
     captured = capsys.readouterr()
     assert "left out 1 of 8 videos" in captured.err.splitlines()[-1]
+    assert "one checkpoint for 4 splits" in caplog.text
     lines = captured.out.splitlines()
     assert next(line for line in lines if line.startswith("split ")) == "split ann"
     assert "mean of 4 splits" in lines
-    assert lines[-1].split()[0] == "mean" and lines[-2].split()[:3] == ["dan", "1", "1"]
+    assert lines[-7].split()[0] == "mean" and lines[-8].split()[:3] == ["dan", "1", "1"]
+    saved = [f"scores: {tmp_path}/s-{name}.safetensors" for name in ("ann", "bob", "cat", "dan")]
+    assert lines[-6:] == ["", *saved, f"confusion matrix: {tmp_path}/a.png"]
     assert (tmp_path / "a.png").read_bytes()[:4] == PNG
 
 
@@ -215,7 +236,9 @@ def test_networks_of_the_splits_may_order_their_classes_differently(
     command = f"eval {people} --dataset weizmann --clips 1 --split bob cat"
     assert main([*command.split(), "--weights", "small.safetensors", str(others)]) == 2
     assert "others.safetensors have different classes" in capsys.readouterr().err
-    arguments = f"{command} --confusion {tmp_path}/a.png --weights {turned} {turned}".split()
+    second = tmp_path / "second.safetensors"
+    second.write_bytes(turned.read_bytes())
+    arguments = f"{command} --confusion {tmp_path}/a.png --weights {turned} {second}".split()
     assert main(arguments) == 0
     same = (tmp_path / "a.png").read_bytes()
     # The same network, its classes named in another order, says the same of every video.
@@ -223,9 +246,8 @@ def test_networks_of_the_splits_may_order_their_classes_differently(
     with torch.no_grad():
         for parameter in model.fc.parameters():
             parameter.copy_(parameter.flip(0))
-    back = tmp_path / "back.safetensors"
-    save_checkpoint(back, model, classes=CLASSES, input=SPEC.to_dict())
-    assert main([*arguments[:-1], str(back)]) == 0
+    save_checkpoint(second, model, classes=CLASSES, input=SPEC)
+    assert main(arguments) == 0
     assert (tmp_path / "a.png").read_bytes() == same
 
 
@@ -257,15 +279,56 @@ def test_several_labels_and_files_that_are_gone(
     assert [sum(row) for row in found["confusion"]] == [1, 1, 2]
     assert main([*command.split(), "--weights", "small.safetensors", "--strict"]) == 2
     assert "gone.mp4" in capsys.readouterr().err
+    # One of several labels is no error for the others.
+    assert main([*command.split(), "--weights", "small.safetensors", "--confusion"]) == 2
+    assert "--confusion: these videos may have several labels" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("in_base")
+def test_scores_of_a_split_do_not_replace_a_checkpoint(
+    people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = f"eval {people} --dataset weizmann --scores s.safetensors --split ann bob"
+    assert main([*command.split(), "--weights", "s-ann.safetensors", "s-bob.safetensors"]) == 2
+    assert "--scores s-ann.safetensors would replace" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("in_base")
+def test_a_picture_says_what_it_is_of(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, str] = {}
+    monkeypatch.setattr("r21d.plots.confusion_matrix", lambda *_, **titles: drawn.update(titles))
+    command = f"eval {people} --dataset weizmann --split ann bob --clips 3 --weights"
+    assert main([*command.split(), "small.safetensors", "--confusion", f"{tmp_path}/a.png"]) == 0
+    assert drawn == {
+        "title": "people (weizmann), splits ann, bob",
+        "subtitle": "small.safetensors; 3 evenly spaced clips a video",
+    }
+
+
+@pytest.mark.usefixtures("in_base")
+def test_predict_takes_no_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    videos = ["set", "set/bend/0.mp4"]
+    assert main(["predict", *videos, "--clips", "1", "--weights", "small.safetensors"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "r21d: error: set is a folder; predict takes files\n"
+    assert "set/bend/0.mp4" in captured.out
+
+
+def test_clips_of_a_network_that_merges_frames() -> None:
+    model = create_model("r2d_18", 3, clip_len=4, blocks=(1, 1, 1, 1), widths=(4, 4, 8, 8))
+    args = argparse.Namespace(clip_len=8, frame_stride=None, size=None)
+    with pytest.raises(UserError, match="merges exactly 4 frames into one image; leave --clip-len"):
+        input_spec(args, model)
+    args.clip_len = 4
+    assert input_spec(args, model).clip_len == 4
 
 
 def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return subprocess.run(
+    return run(
         [sys.executable, *launcher, "-m", "r21d", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
         env={**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
     )
 
@@ -285,7 +348,7 @@ def test_processes_of_torchrun_find_what_one_does(
     assert done.returncode == 0, done.stderr
     assert main([*command.split(), *files(tmp_path, "one")]) == 0
     # By one of the two.
-    assert done.stdout == capsys.readouterr().out
+    assert done.stdout.replace("/two.", "/one.") == capsys.readouterr().out
     assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
     one, two = (tmp_path / f"{name}.safetensors" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
@@ -298,6 +361,20 @@ def test_processes_of_torchrun_tell_an_error_once() -> None:
     assert done.returncode != 0 and done.stdout == ""
     errors = [line for line in done.stderr.splitlines() if line.startswith("r21d: error: ")]
     assert len(errors) == 1 and "none: no such folder" in errors[0]
+
+
+@pytest.mark.usefixtures("in_base")
+def test_a_decoding_process_that_dies_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def starved(dataset: VideoDataset, index: int) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(VideoDataset, "__getitem__", starved)
+    assert main(["eval", "set", "--weights", "small.safetensors", "--workers", "1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("r21d: error: a decoding process failed (DataLoader worker")
+    assert "lower workers (--workers)" in line and "/dev/shm" in line
 
 
 @pytest.mark.usefixtures("in_base")

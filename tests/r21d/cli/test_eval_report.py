@@ -152,6 +152,7 @@ def test_the_matrix(capsys: pytest.CaptureFixture[str]) -> None:
         ({"sampling": "dense", "clips": None}, "clips end to end over each video, 16 frames"),
         ({"clips": 1}, "the middle clip of each video, 16 frames"),
         ({"crops": 3}, "3 crops 112x112; softmax scores averaged over a video's clips and crops"),
+        ({"crops": 3}, "; clip@k counts each crop"),
         ({"frame_rate": None}, "16 frames, consecutive;"),
         ({"frame_rate": None, "frame_stride": 8}, "16 frames, one in 8 of the video's;"),
         ({"frame_rate": 30.0, "frame_stride": 4}, "16 frames, 7.5 a second;"),

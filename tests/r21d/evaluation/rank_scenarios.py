@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -16,9 +17,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from evaluation.written import Scored, Written
+from evaluation.written import PartedScored, Scored, Written
 
 from r21d.evaluation import EvalResult, evaluate
+from r21d.video import VideoError
 
 GOOD = [[0.7, 0.2, 0.1], [0.2, 0.5, 0.3]]
 
@@ -52,6 +54,25 @@ def outcome(action: Callable[[], EvalResult]) -> Any:
         return f"{type(error).__name__}: {error}"
 
 
+def parted(whole: Scored) -> PartedScored:
+    """The same videos, read clip by clip."""
+    dataset = PartedScored(whole.videos)
+    dataset.clips = whole.clips
+    return dataset
+
+
+class Fresh(Scored):
+    """Cannot be read in a copy of the process that made it, nor where that process could be met."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Any, int]:
+        parent = multiprocessing.parent_process()
+        if parent is None or parent.pid == os.getppid():
+            raise VideoError("read in a forked process")
+        if "MASTER_ADDR" in os.environ:
+            raise VideoError("an unguarded script would join the group here")
+        return super().__getitem__(index)
+
+
 class Dying(Written):
     """Ends its process at the third batch."""
 
@@ -63,6 +84,7 @@ class Dying(Written):
 
 def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
+    os.environ["MASTER_ADDR"] = "as from torchrun"
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
@@ -86,6 +108,12 @@ def main(rank: int, folder: Path) -> None:
         "workers": lambda: evaluate(
             Written(3), videos(23), batch_size=4, workers=rank + 1, clip_scores=True
         ),
+        "parts": lambda: evaluate(
+            Written(3), parted(videos(23)), batch_size=4, workers=rank, clip_scores=True
+        ),
+        "fresh": lambda: evaluate(
+            Written(3), Fresh([(0, GOOD), (1, GOOD)]), workers=1, clip_scores=True
+        ),
         "one video": lambda: evaluate(Written(3), videos(1), batch_size=4, clip_scores=True),
         "nan": nan_in_the_second,
         "strict": lambda: evaluate(Written(3), videos(9), strict=True),
@@ -95,6 +123,7 @@ def main(rank: int, folder: Path) -> None:
     for name, action in scenarios.items():
         found[name] = outcome(action)
     model = Dying(3) if rank == 1 else Written(3)
+    found["address"] = os.environ["MASTER_ADDR"]
     Path(folder / f"{rank}.json").write_text(json.dumps(found))
     found["dying"] = outcome(lambda: evaluate(model, videos(400), batch_size=4))
     Path(folder / f"{rank}.json").write_text(json.dumps(found))

@@ -1,4 +1,4 @@
-"""Two processes on one evaluation (about eight seconds: each starts an interpreter with torch)."""
+"""Two processes on one evaluation (about eight seconds: they start interpreters with torch)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch.distributed as dist
 from evaluation import rank_scenarios
 from evaluation.written import Written
+from processes import end, start
 
 from r21d.evaluation import evaluate
 from r21d.evaluation.distributed import Ranks
@@ -28,15 +29,18 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     environment = {**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path))}
     environment |= {"OMP_NUM_THREADS": "1"}
     processes = [
-        subprocess.Popen(
+        start(
             [sys.executable, rank_scenarios.__file__, str(rank), str(folder)],
             env=environment,
             stderr=subprocess.PIPE,
-            text=True,
         )
         for rank in range(2)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            end(process)
     assert [process.returncode for process in processes] == [0, 3], errors
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
@@ -45,7 +49,7 @@ def as_json(values: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
-@pytest.mark.parametrize("scenario", ["same", "workers"])
+@pytest.mark.parametrize("scenario", ["same", "workers", "parts"])
 def test_two_processes_find_what_one_does_to_the_last_digit(
     found: list[dict[str, Any]], scenario: str
 ) -> None:
@@ -54,6 +58,12 @@ def test_two_processes_find_what_one_does_to_the_last_digit(
     expected = as_json(rank_scenarios.result(alone))
     assert found[0][scenario] == expected
     assert found[1][scenario] == expected
+
+
+def test_decoding_processes_are_no_copies_of_one_with_threads(found: list[dict[str, Any]]) -> None:
+    for process in found:
+        assert process["fresh"]["videos"] == 2 and not process["fresh"]["failed"]
+        assert process["address"] == "as from torchrun"
 
 
 def test_videos_meet_in_the_same_batches_in_turn(found: list[dict[str, Any]]) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from evaluation.written import Scored, Written
+from evaluation.written import PartedScored, Scored, Written
 from torch import nn
 
 from r21d.evaluation import EvalResult, evaluate
+from r21d.evaluation.loading import worker_deaths
 from r21d.video import ClipSampling, InputSpec, VideoError
 
 # Video 0: one clip right, one wrong by a hair; the mean (0.55, 0.35, 0.1) is right.
@@ -210,3 +213,102 @@ def test_result_is_json() -> None:
     assert values["confusion"] == result.confusion.tolist()
     assert values["mean_class"] == 1 / 3
     assert "scores" not in values
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("known", [False, True])
+def test_parts_of_videos_come_to_what_whole_ones_do(batch_size: int, known: bool) -> None:
+    # All of three clips but one, so that groups and batches end within videos.
+    videos = [HAND[1]] * 4 + [(2, None)] + [HAND[1]] * 3
+    whole, parted = Scored(videos), PartedScored(videos)
+    if known:
+        whole.clips = parted.clips = 3
+    models, results = (Written(3), Written(3)), []
+    for model, dataset in zip(models, (whole, parted), strict=True):
+        results.append(evaluate(model, dataset, batch_size=batch_size, clip_scores=True))
+    assert results[0].to_dict() == results[1].to_dict()
+    assert torch.equal(results[0].scores.clip_scores, results[1].scores.clip_scores)
+    assert models[0].batches == models[1].batches
+    assert set(parted.read) == {1}
+
+
+def test_a_video_of_which_a_part_is_damaged_is_left_out_whole() -> None:
+    videos = PartedScored([HAND[1], HAND[1], HAND[0]])
+    videos.clips = 3
+    videos.broken_parts = {(1, 1), (1, 2)}
+    result = evaluate(Written(3), videos, batch_size=6)
+    assert result.failed == [("video 1", "part 1 of video 1 is damaged")]
+    assert (result.videos, result.clips) == (2, 5)
+    assert result.scores.labels == [(1,), (0,)]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["x", "y"], r"2 classes are not the model's 3 .* \(number 2 is None, the model's 'z'\)"),
+        (["x", "z", "y"], r"3 classes .* \(number 1 is 'z', the model's 'y'\).*=model\.classes"),
+        (["0", "1", "2"], None),
+        (["x", "y", "z"], None),
+        (None, None),
+    ],
+)
+def test_classes_that_are_not_the_models(classes: list[str] | None, message: str | None) -> None:
+    model, videos = Written(3), Scored(HAND)
+    model.classes, videos.classes = ["x", "y", "z"], classes
+    if message is None:
+        assert evaluate(model, videos).video_top1 == 2 / 4
+    else:
+        with pytest.raises(ValueError, match=message):
+            evaluate(model, videos)
+    model.classes = None
+    assert evaluate(model, videos).video_top1 == 2 / 4
+    model.classes = ["0", "1", "2"]
+    assert evaluate(model, videos).video_top1 == 2 / 4
+
+
+def test_a_class_far_behind_the_best_keeps_its_rank() -> None:
+    videos = Scored([(7, [[1.0]])])
+    clip = torch.zeros(1, 3, 1, 1, 8)
+    clip[0, 0, 0, 0] = torch.tensor([0.0, 1, 2, 3, 4, 5, 200, 95])
+    videos.items = {0: clip}
+    result = evaluate(Written(8), videos)
+    # In float32 its score is zero, as are those of six others.
+    assert result.video_top5 == result.clip_top5 == 1.0
+    assert result.scores.video_scores.dtype == torch.float32
+
+
+class Killed(Scored):
+    """Ends the process that reads it, as the kernel does where memory is short."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_a_worker_that_is_killed_is_told_in_a_line() -> None:
+    told = r"^a decoding process failed \(DataLoader worker .*lower workers \(--workers\)"
+    with pytest.raises(ChildProcessError, match=told):
+        evaluate(Written(3), Killed(HAND), workers=1)
+
+
+CAUGHT = "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback:\nRuntimeError: "
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)",
+        "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 7 bytes",
+    ],
+)
+def test_a_worker_that_finds_no_memory_is_told_alike(message: str) -> None:
+    with pytest.raises(ChildProcessError, match="failed") as caught, worker_deaths():
+        raise RuntimeError(CAUGHT + message)
+    assert f"(RuntimeError: {message}): " in str(caught.value)
+
+
+@pytest.mark.parametrize("message", ["", "size mismatch", "allocate memory", f"{CAUGHT}mismatch"])
+def test_other_errors_stay_what_they_are(message: str) -> None:
+    with pytest.raises(RuntimeError) as caught, worker_deaths():
+        raise RuntimeError(message)
+    assert str(caught.value) == message

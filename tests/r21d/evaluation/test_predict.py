@@ -63,7 +63,7 @@ def test_agrees_with_evaluate(model: VideoResNet, video: Path, tmp_path: Path) -
         (tmp_path / "set" / name / "a.mp4").write_bytes(video.read_bytes())
     folder = VideoFolder(tmp_path / "set", SPEC, False, clips=4, labels=model.classes)
     prediction = predict(model, video, clips=4)
-    assert torch.equal(score_clips(model, folder[0][0]).mean(0), prediction.scores)
+    assert torch.equal(score_clips(model, [folder[0][0]]).mean(0), prediction.scores)
     column = model.classes.index(prediction.top[0][0])
     assert evaluate(model, folder).confusion[:2, column].tolist() == [1, 1]
 
@@ -82,7 +82,7 @@ def test_clips_are_those_of_a_data_set(
     dataset = VideoDataset(videos, SPEC, False, sampling)
     options = (sampling.clips, 3, sampling.mode, sampling.crops)
     prediction = predict(model, path, *options, seed=sampling.seed)
-    assert torch.equal(score_clips(model, dataset[0][0]).mean(0), prediction.scores)
+    assert torch.equal(score_clips(model, [dataset[0][0]]).mean(0), prediction.scores)
     assert 3 * len(prediction.starts) == len(dataset[0][0])
 
 
@@ -91,9 +91,15 @@ def test_a_long_video_is_read_in_parts(
 ) -> None:
     whole = predict(model, video, sampling="dense")
     assert len(whole.starts) > 3
-    monkeypatch.setattr(sys.modules["r21d.evaluation.predict"], "_PART", 2)
+    monkeypatch.setattr("r21d.video.clips._PART_BYTES", 3 * 4 * (40 * 50 + 32 * 32) * 2)
+    module, read = sys.modules["r21d.evaluation.predict"], []
+    whole_read = module._read
+    monkeypatch.setattr(
+        module, "_read", lambda *given: read.append(len(given[1])) or whole_read(*given)
+    )
     parts = predict(model, video, sampling="dense")
-    torch.testing.assert_close(parts.scores, whole.scores)
+    assert set(read[:-1]) == {2} and sum(read) == len(whole.starts)
+    assert torch.equal(parts.scores, whole.scores)
     assert parts.starts == whole.starts
 
 

@@ -48,3 +48,27 @@ class Scored(Dataset[tuple[Tensor, Any, int]]):
         frames = torch.zeros(len(clips), 3, 1, 1, 8)
         frames[:, 0, 0, 0, : len(clips[0])] = torch.tensor(clips).log()
         return frames, label, index
+
+
+class PartedScored(Scored):
+    """The same, each clip a part; ``read`` notes how many clips came at once."""
+
+    def __init__(self, videos: list[tuple[Any, list[list[float]] | None]]) -> None:
+        super().__init__(videos)
+        self.broken_parts: set[tuple[int, int]] = set()
+        self.read: list[int] = []
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any, int]:
+        item = super().__getitem__(index)
+        self.read.append(len(item[0]))
+        return item
+
+    def part_count(self, index: int) -> int:
+        return len(self.videos[index][1] or [0])
+
+    def read_part(self, index: int, part: int) -> tuple[Tensor, Any, int]:
+        if (index, part) in self.broken_parts:
+            raise VideoError(f"part {part} of video {index} is damaged")
+        frames, label, _ = super().__getitem__(index)
+        self.read.append(1)
+        return frames[part : part + 1], label, index

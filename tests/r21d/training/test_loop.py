@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -108,6 +109,13 @@ def test_learns_and_writes_its_files(tmp_path: Path) -> None:
     assert saved.extra["epoch"] == "12"
     rebuilt = create_model(**saved.config, weights=tmp_path / "last.safetensors")
     assert same_weights(rebuilt, model)
+
+
+def test_a_network_of_other_classes_becomes_one_of_these() -> None:
+    model = small_model()
+    model.classes = ["cat", "dog"]
+    train(model, Shades(4), Shades(4), replace(CONFIG, epochs=1))
+    assert model.classes == Shades.classes
 
 
 def test_best_checkpoint_is_the_first_of_the_best_epochs(tmp_path: Path) -> None:

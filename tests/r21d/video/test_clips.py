@@ -106,6 +106,24 @@ def test_dense_clips_cover_the_video_and_nothing_twice_but_the_end(
         pytest.fail("a video longer than a clip has more than one")
 
 
+@pytest.mark.parametrize("mode", ["even", "random", "dense"])
+@pytest.mark.parametrize(("crops", "normalized"), [(1, False), (3, False), (3, True)])
+def test_parts_hold_as_many_clips_as_there_is_room_for(
+    mode: str, crops: int, normalized: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling, info = ClipSampling(mode, 10, crops), _info(300)
+    spec = InputSpec(clip_len=4, resize=30, crop=(20, 24))
+    starts = sampling.starts(info, spec, "a")
+    assert sampling.parts(info, spec, "a") == [starts]
+    # 64x48 scaled to 40x30.
+    size = 4 * 3 * (40 * 30 + crops * 20 * 24 * (4 if normalized else 1))
+    for room, length in ((3 * size, 3), (3 * size - 1, 2), (1, 1)):
+        monkeypatch.setattr("r21d.video.clips._PART_BYTES", room)
+        parts = sampling.parts(info, spec, "a", normalized=normalized)
+        assert [start for part in parts for start in part] == starts
+        assert {len(part) for part in parts[:-1]} == {length} and 0 < len(parts[-1]) <= length
+
+
 def test_views() -> None:
     assert ClipSampling().views == 10
     assert ClipSampling("random", 100, crops=3).views == 300

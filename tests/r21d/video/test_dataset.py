@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import pickle
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 pytest.importorskip("av")
 
 from r21d.video import dataset as dataset_module
+from r21d.video import lookup
 from r21d.video.clips import ClipSampling
 from r21d.video.dataset import VideoDataset, VideoFolder
 from r21d.video.examine import examine
@@ -290,6 +292,32 @@ def test_dense_clips(folder):
     assert len(dataset[2][0]) == 1
 
 
+@pytest.mark.parametrize(
+    "sampling", [ClipSampling("dense", crops=3), ClipSampling(clips=5), ClipSampling("random", 5)]
+)
+@pytest.mark.parametrize("cache", [False, True])
+def test_parts_make_up_the_item(folder, sampling, cache, monkeypatch):
+    videos = list_folder(folder)
+    dataset = VideoDataset(videos, SPEC, False, sampling, normalize=False, cache=cache)
+    assert [dataset.part_count(index) for index in range(len(dataset))] == [1] * len(dataset)
+    height, width = SPEC.resize
+    room = 3 * SPEC.clip_len * (height * width + sampling.crops * SPEC.crop[0] * SPEC.crop[1])
+    monkeypatch.setattr("r21d.video.clips._PART_BYTES", 2 * room)
+    for index in range(len(dataset)):
+        clips, label, _ = dataset[index]
+        parts = [dataset.read_part(index, part) for part in range(dataset.part_count(index))]
+        assert max(len(part) for part, _, _ in parts) <= 2 * sampling.crops
+        assert torch.equal(torch.cat([part for part, _, _ in parts]), clips)
+        assert {(other, number) for _, other, number in parts} == {(label, index)}
+    training = VideoDataset(videos, SPEC, True)
+    assert training.part_count(0) == 1
+    torch.manual_seed(0)
+    clips, label, _ = training[0]
+    torch.manual_seed(0)
+    again, same, _ = training.read_part(0, 0)
+    assert torch.equal(clips, again) and label == same
+
+
 def test_random_clips_are_the_same_in_any_order_by_any_worker(folder):
     def clips(workers: int, seed: int = 3) -> dict[str, torch.Tensor]:
         sampling = ClipSampling("random", 2, seed=seed)
@@ -351,13 +379,13 @@ def test_damage_that_shows_only_when_read(folder, caplog):
         VideoFolder(folder, SPEC.replace(clip_len=40), train=True, strict=True)[0]
 
 
-def _index(root: Path, **changes: object) -> Path:
+def _index(root: Path, file: Path | None = None, **changes: object) -> Path:
     """An index of the folder whose rows say something else where ``changes`` name the file."""
     rows = []
     for name in find_videos(root):
         row = examine(root / name, name)
         rows.append(dataclasses.replace(row, **changes.get(Path(name).stem, {})))
-    file = root / ".r21d-index.jsonl"
+    file = file or root / ".r21d-index.jsonl"
     write_index(file, VideoIndex(root, rows))
     return file
 
@@ -370,7 +398,7 @@ def test_the_index_spares_opening_files(folder, monkeypatch, caplog):
         raise AssertionError(f"{path} was opened")
 
     with monkeypatch.context() as patch:
-        patch.setattr(dataset_module, "examine", refuse)
+        patch.setattr(lookup, "examine", refuse)
         found = [
             VideoFolder(folder, SPEC, train=False, index=index)
             for index in (None, file, str(file), VideoIndex.load(file))
@@ -386,7 +414,7 @@ def test_the_index_spares_opening_files(folder, monkeypatch, caplog):
     assert torch.equal(without[1][0], found[0][1][0])
 
 
-def test_files_that_changed_since_they_were_indexed(folder):
+def test_files_that_changed_since_they_were_indexed(folder, caplog):
     for name in ("loose.mp4", "run/deeper/d.mp4"):
         _write(folder / name)
     _index(folder, a={"error": "was broken"}, b={"error": "was broken"})
@@ -400,6 +428,72 @@ def test_files_that_changed_since_they_were_indexed(folder):
     assert [path.name for path, _ in dataset.samples] == ["d.mp4", "a.mp4", "new.mp4"]
     assert [path.name for path, _ in dataset.failed] == ["b.MP4"]
     assert dataset.missing == [folder / "run" / "c.mp4"]
+    assert "3 of 4 files are not in the index, or have changed since" in caplog.text
+
+
+@pytest.mark.parametrize(("indexed", "unknown"), [(".", 0), ("walk", 1), ("..", 0)])
+def test_an_index_of_the_folder_by_another_name(folder, caplog, indexed, unknown):
+    """Of the folder itself, one in it or the one above it, by way of a link."""
+    root = folder / "real" / "videos"
+    root.mkdir(parents=True)
+    for name in ("walk", "run"):
+        (folder / name).rename(root / name)
+    (folder / "link").symlink_to(folder / "real")
+    gone = root / "walk" / "gone.mp4"
+    _write(gone)
+    _write(folder / "real" / "audios" / "walk" / "x.mp4")  # of a folder beside, as long a name
+    linked = Path(os.path.normpath(folder / "link" / "videos" / indexed))
+    file = _index(linked, folder / "index.jsonl", b={"error": "was broken"})
+    gone.unlink()
+    for index in (file, VideoIndex.load(file)):
+        dataset = VideoFolder(root, SPEC, train=False, index=index)
+        assert [path for path, _ in dataset.samples] == [root / "run/c.mp4", root / "walk/a.mp4"]
+        assert [path.name for path, _ in dataset.failed] == ["b.MP4"]
+        assert dataset.missing == [gone]
+    assert caplog.text.count(f"{unknown} of 3 files are not in the index") == 2 * (unknown > 0)
+    assert caplog.text.count("not in the index") == 2 * (unknown > 0)
+
+
+def test_an_index_that_knows_none_of_the_videos(folder, tmp_path_factory, caplog):
+    other = tmp_path_factory.mktemp("other")
+    _write(other / "walk" / "other.mp4")
+    file = _index(other)
+    message = rf"the index of {other}.* knows none of the 3 videos of {folder}"
+    for index in (file, VideoIndex.load(file)):
+        with pytest.raises(ValueError, match=message):
+            VideoFolder(folder, SPEC, train=False, index=index)
+    # A file that is not there is not one that the index lacks.
+    items = [VideoItem(folder / "none.mp4", (0,)), VideoItem(other / "walk/other.mp4", (0,))]
+    dataset = VideoDataset(VideoList("csv", folder, ["a"], items, []), SPEC, False, index=file)
+    assert [path.name for path, _ in dataset.failed] == ["none.mp4"]
+    assert "not in the index" not in caplog.text
+    # Nobody named the folder's own.
+    file.rename(folder / file.name)
+    assert len(VideoFolder(folder, SPEC, train=False)) == 3
+    assert "3 of 3 files are not in the index, or have changed since" in caplog.text
+
+
+def test_a_class_folder_without_videos(folder, caplog):
+    (folder / "jump").mkdir()
+    with pytest.raises(ValueError, match=r"/jump: no video files in it; put some there"):
+        VideoFolder(folder, SPEC, train=True)
+    for labels in (None, ["walk", "jump", "sit", "run"]):
+        dataset = VideoFolder(folder, SPEC, train=False, labels=labels)
+        assert dataset.classes == (labels or ["jump", "run", "walk"])
+        assert len(dataset) == 3
+    assert caplog.text.count(f"1 class folders hold no video files: {folder / 'jump'} (") == 2
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_class_whose_only_video_is_gone(folder, caplog, train):
+    _index(folder)
+    (folder / "run" / "c.mp4").unlink()
+    dataset = VideoFolder(folder, SPEC, train=train)
+    assert dataset.classes == ["run", "walk"]
+    assert [label for _, label in dataset.samples] == [1, 1]
+    assert dataset.missing == [folder / "run" / "c.mp4"]
+    assert "1 of 3 listed videos are missing" in caplog.text
+    assert "no video files" not in caplog.text
 
 
 def test_strict_stops_at_the_first_broken_file(folder):
@@ -507,7 +601,7 @@ BAD_FOLDERS = {
     "empty": (lambda root: None, {}, "no class folders"),
     "files only": (lambda root: _write(root / "x.mp4"), {}, "no class folders"),
     "single class": (lambda root: _write(root / "a" / "x.mp4"), {}, "a single class .a."),
-    "empty class": (_empty_class, {}, "b: no video files"),
+    "empty class": (_empty_class, {"train": True}, "b: no video files"),
     "foreign class": (
         lambda root: _write(root / "a" / "x.mp4"),
         {"labels": ["b", "c"]},

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -326,6 +327,25 @@ def test_workers_leave_sigint_to_their_parent() -> None:
             os.kill(child.pid, signal.SIGINT)
         results.append(pair)
     assert results == [(0, 0), (1, 2), (2, 4)]
+
+
+def test_interrupt_while_workers_start_is_their_parents_alone(folder: Path) -> None:
+    """In a group of its own, as a terminal does: a moment after the start, amid the imports."""
+    command = [sys.executable, "-m", "r21d", "index", str(folder), "--workers", "1"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    file = folder / INDEX_NAME
+    while not file.exists() and process.poll() is None:  # written before the workers start
+        pass
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert errors.splitlines() == [
+        "what has been looked at is kept; the same command goes on",
+        "r21d: error: interrupted",
+    ]
+    assert process.returncode == 130
 
 
 def test_missing_pyav_is_no_files_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import struct
 import wave
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,15 +39,21 @@ def _numbers(clip: torch.Tensor) -> list[int]:
     return levels.round().int().tolist()
 
 
-def _remux(source: Path, target: Path, kind: str) -> Path:
-    """The same coded frames in another container."""
+def _remux(source: Path, target: Path, kind: str, sound: float = 0) -> Path:
+    """The same coded frames in another container, with ``sound`` seconds of silence."""
     with av.open(str(source)) as reader, av.open(str(target), "w", format=kind) as writer:
         stream = reader.streams.video[0]
         copy = writer.add_stream_from_template(stream)
+        track = writer.add_stream("aac", rate=44100, layout="mono") if sound else None
         for packet in reader.demux(stream):
             if packet.dts is not None:
                 packet.stream = copy
                 writer.mux(packet)
+        if track is not None:
+            silence = np.zeros((1, round(sound * 44100)), dtype=np.float32)
+            frame = av.AudioFrame.from_ndarray(silence, "fltp", "mono")
+            frame.sample_rate, frame.pts = 44100, 0
+            writer.mux([*track.encode(frame), *track.encode(None)])
     return target
 
 
@@ -115,6 +122,19 @@ def test_other_containers_give_the_same_frames(counter, tmp_path, kind):
         clip = read_clip(path, 5, 12.5, start)
         assert _numbers(clip) == _numbers(read_clip(counter, 5, 12.5, start))
     assert probe(path).duration == pytest.approx(FRAMES / 25, abs=0.1)
+
+
+@pytest.mark.parametrize("kind", ["flv", "asf", "matroska", "mov", "mpegts"])
+def test_the_duration_is_that_of_the_picture_not_of_the_sound(counter, tmp_path, kind):
+    path = _remux(counter, tmp_path / f"counter.{kind}", kind, sound=4.0)
+    # Not every program writes a duration per track.
+    path.write_bytes(path.read_bytes().replace(b"DURATION", b"ANYTHING"))
+    info = probe(path)
+    assert info.duration == pytest.approx(FRAMES / 25, abs=0.01)
+    (last,) = read_clips(path, info.clip_starts(6, None, 3)[-1:], 6, None)
+    assert _numbers(last) == list(range(FRAMES - 6, FRAMES))
+    with av.open(str(path)) as container:
+        assert container.duration > 3.5e6
 
 
 @pytest.mark.parametrize("all_intra", [True, False])

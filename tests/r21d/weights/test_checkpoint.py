@@ -73,6 +73,11 @@ def test_round_trip(saved: Path) -> None:
         assert torch.equal(again.eval()(x), model.eval()(x))
 
 
+def test_an_input_specification_as_it_is(saved: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a", small(), classes=LABELS, input=SPEC)
+    assert load_checkpoint(tmp_path / "a").input == load_checkpoint(saved).input
+
+
 def test_without_an_input_specification(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a", small(), classes=LABELS, input={})
     assert load_checkpoint(tmp_path / "a").input == {}

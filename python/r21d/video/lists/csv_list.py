@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from r21d.video.lists.class_names import match_classes, nearest
+from r21d.video.lists.files import has_video_suffix
 from r21d.video.lists.text import bad_line, check_class, check_path, read_text
 from r21d.video.lists.video_list import VideoItem, VideoList, shortened
+
+logger = logging.getLogger(__name__)
 
 _PATH_COLUMNS = ("path", "file", "filename", "video", "video_path", "org_video")
 _LABELS_COLUMNS = ("labels", "classes")
@@ -42,7 +47,8 @@ def list_csv(
     action, labels, classes); other columns are not read. Paths are relative to ``root``, or to the
     file's own folder where that is None; there they may also be absolute.
 
-    Labels are names or, where all are whole numbers, indices. Several are joined by ``;``; then,
+    Labels are names or, where all are whole numbers, indices from 0; if they begin with 1, that is
+    warned about. Several are joined by ``;``; then,
     or where the column is named ``labels`` or ``classes``, the list is multilabel. The classes are
     ``classes`` where given, else the sorted names, or the numbers from 0 to the largest.
 
@@ -112,7 +118,25 @@ def _cells(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
         return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield number, [cell.strip('"') for cell in line.strip().rsplit(None, 1)]
+            cells = line.strip().rsplit(None, 1)
+            _check_spaced_path(file, number, cells[0])
+            yield number, [cell.strip('"') for cell in cells]
+
+
+def _check_spaced_path(file: Path, line: int, path: str) -> None:
+    """Refuse ``a.mp4 100``: a third column, such as frame counts, and not a part of the name."""
+    if path.startswith('"') or has_video_suffix(path):
+        return
+    words = path.split()
+    for count in range(1, len(words)):
+        if has_video_suffix(words[count - 1]):
+            more = " ".join(words[count:])
+            raise bad_line(
+                file,
+                line,
+                f"{more!r} stands between a video's path and its label; expected a path and a"
+                " label (quote a path that holds spaces)",
+            )
 
 
 def _separated(file: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -156,22 +180,25 @@ def _number_classes(
 ) -> tuple[list[str], dict[str, int]]:
     """The classes, and the index of each label that the file has."""
     lines = {label: row.line for row in reversed(rows) for label in row.labels}
-    given = {name: number for number, name in enumerate(classes or ())}
-    if not lines.keys() <= given.keys() and all(re.fullmatch(r"-?[0-9]{1,12}", s) for s in lines):
+    if not lines.keys() <= {*(classes or ())} and all(
+        re.fullmatch(r"-?[0-9]{1,12}", s) for s in lines
+    ):
         return _numbered(file, lines, classes)
     if classes is None:
         names = sorted(lines)
         if len(names) == 1:
             raise ValueError(f"{file}: a single class ({names[0]}) leaves nothing to tell apart")
         return names, {name: number for number, name in enumerate(names)}
+    numbers = match_classes(lines, classes)
     for name, line in lines.items():
-        if name not in given:
+        if name not in numbers:
             raise bad_line(
                 file,
                 line,
-                f"class {name} is not among the {len(given)} labels ({shortened(classes)})",
+                f"class {name} is not among the {len(classes)} labels ({shortened(classes)})"
+                + nearest([name], classes),
             )
-    return list(classes), given
+    return list(classes), numbers
 
 
 def _numbered(
@@ -182,6 +209,12 @@ def _numbered(
     for text, number in numbers.items():
         if not 0 <= number < most:
             raise bad_line(file, lines[text], f"class number {text} is outside 0..{most - 1}")
+    if min(numbers.values()) == 1:
+        logger.warning(
+            "%s: the class numbers begin with 1, so class 0 has no video; if they were counted"
+            " from 1, subtract one",
+            file,
+        )
     if classes is not None:
         return list(classes), numbers
     if not any(numbers.values()):

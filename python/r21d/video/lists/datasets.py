@@ -28,6 +28,8 @@ _ANNOTATIONS = {
     "sports1m": "the folder of labels.txt, train_partition.txt and test_partition.txt",
 }
 
+_FOLDERS = ("ucf101", "hmdb51")
+
 _Path: TypeAlias = str | os.PathLike[str]
 
 
@@ -36,7 +38,7 @@ def open_list(
     root: _Path,
     *,
     annotations: _Path | None = None,
-    split: str | None = None,
+    split: str | int | None = None,
     train: bool = False,
     classes: Sequence[str] | None = None,
 ) -> VideoList:
@@ -52,6 +54,7 @@ def open_list(
         ValueError: the name or the split is unknown, an argument is lacking or means nothing
             here, or the list is bad, see the functions of each.
     """
+    split = None if split is None else str(split)
     _check_arguments(name, annotations, split)
     if name == "folder":
         return list_folder(root, classes)
@@ -103,6 +106,8 @@ def _check_arguments(name: str, annotations: _Path | None, split: str | None) ->
     _check_name(name)
     if name in _ANNOTATIONS and annotations is None:
         raise ValueError(f"{name} needs annotations: {_ANNOTATIONS[name]}")
+    if name in _FOLDERS and annotations is not None and os.path.isfile(annotations):
+        raise ValueError(f"{name}: {annotations} is a file; give {_ANNOTATIONS[name]}")
     if name in ("folder", "weizmann") and annotations is not None:
         raise ValueError(f"{name} takes no annotations, got {annotations}: its folders tell all")
     if name not in _SPLIT and split is not None:
@@ -126,9 +131,10 @@ def _kinetics_file(folder: Path, train: bool) -> Path:
 
 def _sports1m_files(lists: Path, train: bool) -> tuple[Path, Path]:
     """The partition and the labels; the release has the partitions in a folder ``original``."""
-    if not lists.is_dir():
-        beside = lists.parent / "labels.txt"
-        return lists, beside if beside.exists() else lists.parent.parent / "labels.txt"
-    name = f"{'train' if train else 'test'}_partition.txt"
-    inner = lists / "original" / name
-    return inner if inner.exists() else lists / name, lists / "labels.txt"
+    folder, file = lists.parent, lists
+    if lists.is_dir():
+        name = f"{'train' if train else 'test'}_partition.txt"
+        inner = lists / "original" / name
+        folder, file = lists, inner if inner.exists() else lists / name
+    beside, above = folder / "labels.txt", folder.parent / "labels.txt"
+    return file, above if above.exists() and not beside.exists() else beside

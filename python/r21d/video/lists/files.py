@@ -12,6 +12,11 @@ VIDEO_SUFFIXES = frozenset(
 )
 
 
+def has_video_suffix(name: str) -> bool:
+    """Whether ``name`` ends as a video's does."""
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+
+
 def is_video(path: str | os.PathLike[str]) -> bool:
     """Whether ``path`` is named like a video, not hidden and no folder."""
     return _named_like_video(os.path.basename(path)) and not os.path.isdir(path)
@@ -69,18 +74,19 @@ def videos_by_id(root: Path) -> dict[str, str]:
 def named_videos(root: Path, names: Sequence[str]) -> list[Path]:
     """The files that a list names ``<class>/<file>``, below ``root``.
 
-    A file counts, too, if it lies deeper or was coded anew with another suffix. A name that has
-    none of these stays as it is, a path that does not exist.
+    A file counts, too, if it lies deeper or was coded anew with another suffix. Of several the one
+    of the very path is taken, else of those of the very name, if any, the one that lies least
+    deep. A name that has none of these stays as it is, a path that does not exist.
 
     Raises:
-        ValueError: there is not one file of all the names.
+        ValueError: there is not one file of all the names, or a name has equally good ones in
+            several folders.
     """
-    found: dict[str, str] = {}
-    exact = set()
+    found: dict[str, list[str]] = {_class_and_stem(name): [] for name in names}
     for path in find_videos(root):
-        exact.add(path)
-        found.setdefault(_class_and_stem(path), path)
-    paths = [name if name in exact else found.get(_class_and_stem(name)) for name in names]
+        if (paths_of := found.get(_class_and_stem(path))) is not None:
+            paths_of.append(path)
+    paths = [_best(root, name, found[_class_and_stem(name)]) for name in names]
     if not any(paths):
         raise ValueError(
             f"{root}: none of the {len(names)} listed videos is there;"
@@ -89,9 +95,24 @@ def named_videos(root: Path, names: Sequence[str]) -> list[Path]:
     return [root / (path or name) for path, name in zip(paths, names, strict=True)]
 
 
+def _best(root: Path, name: str, paths: list[str]) -> str | None:
+    """The file that a list means by ``name``, of those of its class and stem."""
+    if name in paths:
+        return name
+    paths = [path for path in paths if path.endswith(f"/{name}")] or paths
+    least = min((path.count("/") for path in paths), default=0)
+    paths = [path for path in paths if path.count("/") == least]
+    other = [path for path in paths if os.path.dirname(path) != os.path.dirname(paths[0])]
+    if other:
+        raise ValueError(
+            f"{root}: {name} may be {paths[0]} or {other[0]}; name a folder that holds one of them"
+        )
+    return paths[0] if paths else None
+
+
 def _class_and_stem(path: str) -> str:
     return os.path.splitext("/".join(path.rsplit("/", 2)[-2:]))[0]
 
 
 def _named_like_video(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES and not name.startswith(".")
+    return has_video_suffix(name) and not name.startswith(".")

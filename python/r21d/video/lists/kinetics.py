@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from r21d.video.lists.class_names import match_classes, nearest
 from r21d.video.lists.files import videos_by_id
 from r21d.video.lists.text import bad_line, check_class, read_text
 from r21d.video.lists.video_list import VideoItem, VideoList, shortened
@@ -46,7 +47,7 @@ def list_kinetics(
     file, root = Path(annotations), Path(root)
     clips = _read(file)
     names = sorted({clip.label for clip in clips}) if classes is None else list(classes)
-    numbers = {name: number for number, name in enumerate(names)}
+    numbers = match_classes({clip.label for clip in clips}, names)
     found = videos_by_id(root)
     items, missing = [], []
     for clip in clips:
@@ -54,7 +55,8 @@ def list_kinetics(
             raise bad_line(
                 file,
                 clip.line,
-                f"class {clip.label} is not among the {len(names)} labels ({shortened(names)})",
+                f"class {clip.label} is not among the {len(names)} labels ({shortened(names)})"
+                + nearest([clip.label], names),
             )
         if path := found.get(clip.name):
             items.append(VideoItem(root / path, (numbers[clip.label],)))

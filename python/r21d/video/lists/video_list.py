@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from r21d.video.lists.class_names import match_classes, nearest
+
 
 @dataclass(frozen=True, slots=True)
 class VideoItem:
@@ -37,17 +39,19 @@ class VideoList:
     def with_classes(self, classes: Sequence[str]) -> VideoList:
         """The same videos, labelled by name as ``classes`` (a checkpoint's, say) are numbered.
 
+        Names may differ in case, and in spaces being ``_`` or ``-``.
+
         Raises:
             ValueError: a class of this list is not among ``classes``.
         """
         target = list(classes)
         if target == self.classes:
             return self
-        numbers = {name: number for number, name in enumerate(target)}
+        numbers = match_classes(self.classes, target)
         if unknown := [name for name in self.classes if name not in numbers]:
             raise ValueError(
                 f"{self.root}: classes {shortened(unknown)} of {self.name} are not among the"
-                f" {len(target)} labels ({shortened(target)})"
+                f" {len(target)} labels ({shortened(target)})" + nearest(unknown, target)
             )
         new = [numbers[name] for name in self.classes]
         items = [

@@ -51,6 +51,8 @@ def test_separators_headers_quotes_and_line_ends(write, text: str) -> None:
         ('"two\nlines.mp4",walk\nb.mp4,run', "two\nlines.mp4"),
         ('"two\r\nlines.mp4",walk\r\nb.mp4,run', "two\r\nlines.mp4"),
         ("#1 [x];&!.mp4,walk\nb.mp4,run", "#1 [x];&!.mp4"),
+        ("a.mp4 copy.mp4 walk\nb.mp4 run", "a.mp4 copy.mp4"),
+        ('"a.mp4 100" walk\nb.mp4 run', "a.mp4 100"),
     ],
 )
 def test_odd_names(write, text: str, name: str) -> None:
@@ -90,6 +92,16 @@ def test_labels_are_numbers_or_names(write, labels, classes, expected, found) ->
     assert [item.labels for item in videos.items] == found
 
 
+@pytest.mark.parametrize("classes", [None, ["a", "b", "c"]])
+@pytest.mark.parametrize(("labels", "warned"), [("12", True), ("012", False), ("2", False)])
+def test_numbers_that_begin_with_1(write, caplog, classes, labels, warned) -> None:
+    file = write("list.csv", "".join(f"{i}.mp4,{label}\n" for i, label in enumerate(labels)))
+    videos = list_csv(file, classes=classes)
+    assert len(videos.classes) == 3
+    assert [item.labels for item in videos.items] == [(int(label),) for label in labels]
+    assert ("the class numbers begin with 1, so class 0 has no video" in caplog.text) == warned
+
+
 def test_several_labels(write) -> None:
     videos = list_csv(write("list.csv", "a.mp4,run; jump;run\nb.mp4,walk\n"))
     assert videos.multilabel
@@ -106,6 +118,8 @@ BAD = {
     "a.mp4,x\nb, c.mp4,x\n": r"line 2: columns: 3; expected 2, a path and a label",
     "path,label,frames\na.mp4,x\n": "line 2: columns: 2; expected 3 as in the first line",
     "a.mp4 x\nb.mp4\n": "line 2: columns: 1",
+    "a.mp4 100 1\nb.mp4 90 0\n": "line 1: '100' stands between a video's path and its label",
+    "a.mp4 x\na b.MKV 0 90 y\n": "line 2: '0 90' stands between a video's path and its label",
     "clip,kind\na.mp4,x\n": r"line 1: 'clip' is neither a file .* nor a column that is known",
     "a.mp4,x\n\nb.mp4,\n": "line 3: no class",
     "a.mp4,x\nb.mp4,x;;y\n": "line 2: no class",

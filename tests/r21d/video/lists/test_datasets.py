@@ -89,6 +89,19 @@ def test_every_set_opens_by_its_name_and_takes_classes(dataset: Set) -> None:
         dataset.open(train=True, classes=["jump", "hop", "run"][:2])
 
 
+def test_splits_are_numbers_too(tmp_path: Path) -> None:
+    ucf = Set("ucf101", tmp_path)
+    assert ucf.open(split=1) == ucf.open(split="1")
+
+
+@pytest.mark.parametrize("name", ["ucf101", "hmdb51"])
+def test_the_folder_of_the_lists_is_asked_for(name: str, tmp_path: Path) -> None:
+    opened = Set(name, tmp_path)
+    file = min(opened.lists.iterdir())
+    with pytest.raises(ValueError, match=f"{file.name} is a file; give the folder of"):
+        opened.open(annotations=file)
+
+
 def test_sides(dataset: Set) -> None:
     sides = [{item.path for item in dataset.open(train=train).items} for train in (True, False)]
     if not has_sides(dataset.name, dataset.options.get("annotations")):
@@ -196,6 +209,7 @@ def test_sports1m_as_released_has_its_partitions_in_a_folder(tmp_path: Path) -> 
     assert len(made.open(train=False).items) == 1
     inner = made.lists / "original" / "test_partition.txt"
     assert len(made.open(annotations=inner).items) == 1
+    assert len(made.open(annotations=inner.parent, train=True).items) == 2
 
 
 @pytest.mark.parametrize(

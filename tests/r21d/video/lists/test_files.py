@@ -58,6 +58,22 @@ def test_listed_files_may_lie_deeper_or_be_coded_anew(touch) -> None:
     assert found == ["run/a.avi", "run/a.mp4", "run/b.mp4", "UCF-101/jump/a.avi", "run/c.avi"]
 
 
+def test_of_several_files_of_one_listed_name_the_nearest_is_taken(touch) -> None:
+    root = touch(["x/y/A/1.avi", "z/A/1.avi", "A/1.mp4", "y/A/2.mp4", "z/A/2.avi", "A/2.mkv"])
+    touch(["p/q/A/3.mkv", "r/A/3.mp4", "r/A/3.webm", "flow/B/1.avi", "rgb/B/1.avi", "B/1.avi"])
+    names = ["A/1.avi", "A/2.avi", "A/3.avi", "B/1.avi"]
+    found = [path.relative_to(root).as_posix() for path in named_videos(root, names)]
+    assert found == ["z/A/1.avi", "z/A/2.avi", "r/A/3.mp4", "B/1.avi"]
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mp4"])
+def test_equally_good_files_in_several_folders_are_refused(touch, suffix) -> None:
+    root = touch([f"{kind}/A/1.{suffix}" for kind in ("flow", "rgb")])
+    message = rf"A/1\.avi may be flow/A/1\.{suffix} or rgb/A/1\.{suffix}; name a folder"
+    with pytest.raises(ValueError, match=message):
+        named_videos(root, ["A/1.avi"])
+
+
 def test_not_one_of_the_listed_files(touch) -> None:
     with pytest.raises(ValueError, match=r"none of the 2 listed videos is there; expected .*run/a"):
         named_videos(touch(["x.mp4"]), ["run/a.avi", "run/b.avi"])

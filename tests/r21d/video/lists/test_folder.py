@@ -30,13 +30,19 @@ def test_classes_of_a_checkpoint(touch) -> None:
     assert [item.labels for item in videos.items] == [(2,), (0,)]
 
 
+def test_a_class_folder_without_videos_is_a_class(touch) -> None:
+    videos = list_folder(touch(["a/notes.txt", "b/x.mp4", "c/x.mp4"]))
+    assert videos.classes == ["a", "b", "c"]
+    assert [item.labels for item in videos.items] == [(1,), (2,)]
+
+
 @pytest.mark.parametrize(
     ("files", "classes", "message"),
     [
         ([], None, "no class folders"),
         (["x.mp4"], None, "no class folders"),
         (["a/x.mp4"], None, r"a single class \(a\)"),
-        (["a/x.mp4", "b/notes.txt"], None, "b: no video files in it"),
+        (["a/notes.txt", "b/notes.txt"], None, "no video files in its class folders, a and so on"),
         (["a/x.mp4", "d/x.mp4"], ["b", "a", "c"], r"folders d are not among the 3 labels \(b, a"),
     ],
 )
