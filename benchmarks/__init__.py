@@ -6,6 +6,7 @@
     python -m benchmarks --cases conv2_x/bf16               # the same without pytest
     python -m benchmarks.report benchmarks/results/*/*.json
     python -m benchmarks.measurements benchmarks/results/nvidia-*/*.json    # for dispatch
+    python -m benchmarks.decoding                           # clips a second, beside other decoders
     benchmarks/gpu_session.sh                               # all that a GPU is needed for
 
 Each run writes one JSON file into ``benchmarks/results/<machine>/``; :mod:`benchmarks.results`

@@ -42,6 +42,24 @@ def test_result_table_is_that_of_a_result_file() -> None:
                 assert cell.split()[0] in medians, (cell, row)
 
 
+def test_decoding_table_is_that_of_a_result_file() -> None:
+    """Its rows are those of one committed run, rounded as printed."""
+    (block,) = re.findall(r"^\| file \|.*\n\|-.*\n((?:\|.*\n)+)", README, re.MULTILINE)
+    printed = [re.findall(r"\d+\.\d+", row.split("|", 2)[2]) for row in block.splitlines()]
+    runs = []
+    for path in ROOT.glob("benchmarks/results/*/decoding/*.json"):
+        rows = []
+        for case in json.loads(path.read_text(encoding="utf-8"))["cases"]:
+            ours, *others = (row["samples"] for row in case["peers"])
+            row = [f"{1 / statistics.mean(ours):.1f}"]
+            for samples in others:
+                ratios = [theirs / own for theirs, own in zip(samples, ours, strict=True)]
+                row += [f"{1 / statistics.mean(samples):.1f}", f"{statistics.median(ratios):.2f}"]
+            rows.append(row)
+        runs.append(rows)
+    assert printed in runs
+
+
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[-1][:30])
 def test_python(code: str) -> None:
     if "torchvision" in code:
