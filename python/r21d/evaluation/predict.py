@@ -61,6 +61,7 @@ def predict(
         FloatingPointError: the network's scores are not finite.
     """
     from r21d.video import ClipSampling, ClipTransform, InputSpec, probe
+    from r21d.video.clips import read_input
 
     if topk < 1:
         raise ValueError(f"topk is {topk}, expected at least 1")
@@ -68,7 +69,7 @@ def predict(
     chosen = ClipSampling(sampling, clips, crops, seed)
     parts = chosen.parts(probe(path), spec, Path(path).name)
     transform = ClipTransform(spec, crops=crops, normalize=False)
-    clips_read = (transform(_read(path, starts, spec)) for starts in parts)
+    clips_read = (transform(read_input(path, starts, spec)) for starts in parts)
     scores = score_clips(model, clips_read, spec=spec).mean(0)
     names = class_names(None, model, len(scores))
     best = torch.sort(scores, descending=True, stable=True)
@@ -78,19 +79,4 @@ def predict(
         top=[(names[index], score) for index, score in order[:topk]],
         scores=scores,
         starts=[start for starts in parts for start in starts],
-    )
-
-
-def _read(path: str | os.PathLike[str], starts: list[float], spec: InputSpec) -> Tensor:
-    from r21d.video import read_clips
-
-    return read_clips(
-        path,
-        starts,
-        spec.clip_len,
-        spec.frame_rate,
-        frame_stride=spec.frame_stride,
-        short=spec.short,
-        size=spec.resize,
-        antialias=spec.antialias,
     )

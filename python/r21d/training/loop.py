@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -18,6 +17,7 @@ from r21d.atomic import write_atomically
 from r21d.evaluation.evaluate import ClipDataset, EvalResult, class_names, evaluate
 from r21d.evaluation.progress import progress_bar
 from r21d.models.base import VideoModel
+from r21d.seeds import text_seed
 from r21d.training.config import TrainConfig, learning_rate
 from r21d.training.state import STATE_FILE, load_state, restore, save_state
 
@@ -125,9 +125,7 @@ def train(
 
 def epoch_seed(seed: int, epoch: int) -> int:
     """Seed of one epoch's random numbers."""
-    # Hashed, because torch's CPU generator heeds nothing but the lowest 32 bits.
-    digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big")
+    return text_seed(f"{seed} {epoch}")
 
 
 def held_run(folder: str | Path) -> list[Path]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from r21d.video.reader import VideoInfo
+from r21d.seeds import text_seed
+from r21d.video.reader import VideoInfo, read_clips
 from r21d.video.resize import scaled_size
 from r21d.video.sampling import clip_span, random_clip_start
 from r21d.video.transforms import InputSpec, check_crops
@@ -101,6 +103,32 @@ def _dense_starts(info: VideoInfo, spec: InputSpec) -> list[float]:
 
 def seeded_generator(text: str) -> torch.Generator:
     """A source of random numbers that are others for each text."""
-    # Names may hold bytes that are no text. Of a seed torch's generator heeds 32 bits.
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=4).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    return torch.Generator().manual_seed(text_seed(text))
+
+
+def read_input(
+    path: str | os.PathLike[str],
+    starts: Sequence[float],
+    spec: InputSpec,
+    *,
+    decoder: str = "pyav",
+    threads: int | None = None,
+    on_damage: str = "warn",
+) -> torch.Tensor:
+    """The clips at ``starts`` (seconds) as ``spec`` asks, scaled: uint8 (K, T, h, w, 3).
+
+    The options and what is raised are `read_clips`'s.
+    """
+    return read_clips(
+        path,
+        starts,
+        spec.clip_len,
+        spec.frame_rate,
+        frame_stride=spec.frame_stride,
+        short=spec.short,
+        size=spec.resize,
+        antialias=spec.antialias,
+        decoder=decoder,
+        threads=threads,
+        on_damage=on_damage,
+    )

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from r21d.video.clips import ClipSampling, seeded_generator
+from r21d.video.clips import ClipSampling, read_input, seeded_generator
 from r21d.video.decoder import available_cpus
 from r21d.video.index import VideoIndex, relative_name
 from r21d.video.lists import VideoItem, VideoList, list_folder
 from r21d.video.lookup import Index, check_class_folders, gone_from, load_index, look_up
-from r21d.video.reader import VideoError, VideoInfo, read_clips, read_video
+from r21d.video.reader import VideoError, VideoInfo, read_video
 from r21d.video.sampling import clip_span, random_clip_start, select_frames
 from r21d.video.transforms import ClipTransform, InputSpec
 
@@ -307,15 +307,10 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
         """uint8 (K, T, h, w, 3), scaled to ``spec.resize``."""
         path, spec = self.samples[index][0], self.spec
         if self._cache is None:
-            return read_clips(
+            return read_input(
                 path,
                 starts,
-                spec.clip_len,
-                spec.frame_rate,
-                frame_stride=spec.frame_stride,
-                short=spec.short,
-                size=spec.resize,
-                antialias=spec.antialias,
+                spec,
                 decoder=self.decoder,
                 threads=self.threads,
                 on_damage="raise",

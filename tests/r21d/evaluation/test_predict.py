@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from r21d.video import (
     VideoList,
     write_video,
 )
+from r21d.video.clips import read_input
 
 SPEC = InputSpec(clip_len=4, frame_rate=12.5, resize=(40, 50), crop=(32, 32))
 
@@ -92,10 +92,10 @@ def test_a_long_video_is_read_in_parts(
     whole = predict(model, video, sampling="dense")
     assert len(whole.starts) > 3
     monkeypatch.setattr("r21d.video.clips._PART_BYTES", 3 * 4 * (40 * 50 + 32 * 32) * 2)
-    module, read = sys.modules["r21d.evaluation.predict"], []
-    whole_read = module._read
+    read = []
     monkeypatch.setattr(
-        module, "_read", lambda *given: read.append(len(given[1])) or whole_read(*given)
+        "r21d.video.clips.read_input",
+        lambda *given: read.append(len(given[1])) or read_input(*given),
     )
     parts = predict(model, video, sampling="dense")
     assert set(read[:-1]) == {2} and sum(read) == len(whole.starts)

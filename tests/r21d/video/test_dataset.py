@@ -586,7 +586,7 @@ def test_how_to_decode_is_handed_on(folder, monkeypatch):
         given.append((path.name, options["decoder"], options["threads"]))
         return torch.zeros(len(starts), 4, 24, 32, 3, dtype=torch.uint8)
 
-    monkeypatch.setattr(dataset_module, "read_clips", record)
+    monkeypatch.setattr("r21d.video.clips.read_clips", record)
     VideoFolder(folder, SPEC, train=False, decoder="torchcodec", threads=3)[1]
     assert given == [("a.mp4", "torchcodec", 3)]
 
