@@ -56,6 +56,17 @@ def _status_bytes(key: str) -> int:
     raise OSError(f"/proc/self/status has no {key}")
 
 
+def resident_peak() -> int | None:
+    """The most bytes that this process has held since the last call of :func:`host_peak` began.
+
+    None where the system cannot tell.
+    """
+    try:
+        return _status_bytes("VmHWM")
+    except OSError:
+        return None
+
+
 def host_peak(call: Callable[[], Any], repeats: int = 3) -> int | None:
     """Median over ``repeats`` of the peak resident bytes that ``call`` adds.
 

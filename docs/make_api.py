@@ -45,8 +45,9 @@ _MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("r21d.video.motion", ("write_motion_dataset",)),
     ("r21d.training", ()),
+    ("r21d.training.report", ("write_report",)),
     ("r21d.evaluation", ()),
-    ("r21d.plots", ("confusion_matrix", "filmstrip", "training_curves")),
+    ("r21d.plots", ("confusion_matrix", "filmstrip", "run_curves", "training_curves")),
 )
 _INTRODUCTION = """# API
 

@@ -191,7 +191,7 @@ def run(
         group,
     )
     if batch_statistics and running_mean is not None and running_var is not None:
-        _update_running(running_mean, running_var, mean, unbiased, values, momentum)
+        update_running(running_mean, running_var, mean, unbiased, values, momentum)
     return _epilogue(y, out_scale, out_shift, residual, relu)
 
 
@@ -236,7 +236,7 @@ def _epilogue(
 
 
 @torch.no_grad()
-def _update_running(
+def update_running(
     running_mean: Tensor,
     running_var: Tensor,
     mean: Tensor,

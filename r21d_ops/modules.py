@@ -131,7 +131,7 @@ def _tensors(children: Sequence[nn.Module]) -> list[Tensor]:
     ]
 
 
-def _sync_group(norm: nn.Module) -> dist.ProcessGroup | None:
+def sync_group(norm: nn.Module) -> dist.ProcessGroup | None:
     """The group over which a SyncBatchNorm in training shares its statistics, if there is one."""
     if not isinstance(norm, nn.SyncBatchNorm) or not norm.training:
         return None
@@ -165,14 +165,14 @@ def _norm_arguments(norm: nn.Module) -> _Norm:
             norm.bias,
             norm.eps,
             norm.training or norm.running_mean is None,
-            _average_factor(norm),
+            average_factor(norm),
         )
     frozen: Any = norm
     vectors = (frozen.running_mean, frozen.running_var, frozen.weight, frozen.bias)
     return _Norm(*vectors, frozen_eps(norm), False, 0.0)
 
 
-def _average_factor(norm: nn.BatchNorm3d | nn.SyncBatchNorm) -> float:
+def average_factor(norm: nn.BatchNorm3d | nn.SyncBatchNorm) -> float:
     """Counts the batch and returns the weight of its statistics, as ``nn.BatchNorm3d`` does."""
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
@@ -226,7 +226,7 @@ def run_fused(
         residual=residual,
         relu=relu,
         backend=None,
-        group=_sync_group(norm),
+        group=sync_group(norm),
     )
 
 

@@ -12,7 +12,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
     Raises:
         FileNotFoundError: the folder of ``path`` does not exist.
-        OSError: the file cannot be written; nothing is left behind then.
+        OSError: the file, which the error names, cannot be written; nothing is left behind then.
     """
     target = Path(path)
     if not target.parent.is_dir():
@@ -26,5 +26,10 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, target)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # A full disk's names no file, others the unfinished one.
+        raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         unfinished.unlink(missing_ok=True)

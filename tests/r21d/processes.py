@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 _GRACE = 45.0
@@ -38,3 +40,21 @@ def run(
         finally:
             end(process)
     return subprocess.CompletedProcess(command, process.returncode, out, errors)
+
+
+def run_pair(script: str | None, folder: Path) -> list[subprocess.CompletedProcess[str]]:
+    """Run ``python script RANK folder`` for the ranks 0 and 1 side by side, a thread each."""
+    assert script is not None
+    environment = {**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path))}
+    environment |= {"OMP_NUM_THREADS": "1"}
+    commands = [[sys.executable, script, str(rank), str(folder)] for rank in range(2)]
+    processes = [start(c, env=environment, stderr=subprocess.PIPE) for c in commands]
+    try:
+        errors = [process.communicate(timeout=240)[1] for process in processes]
+    finally:
+        for process in processes:
+            end(process)
+    return [
+        subprocess.CompletedProcess(command, process.returncode, None, error)
+        for command, process, error in zip(commands, processes, errors, strict=True)
+    ]

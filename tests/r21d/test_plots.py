@@ -1,4 +1,4 @@
-"""Pictures of results (about 6 s)."""
+"""Pictures of results (about 8 s)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 pytest.importorskip("matplotlib")
 
-from r21d.plots import confusion_matrix, filmstrip, training_curves
+from r21d.plots import confusion_matrix, filmstrip, run_curves, training_curves
+from r21d.plots.run import _by_epoch, best_epoch
 
 
 def _read(path) -> torch.Tensor:
@@ -100,7 +101,62 @@ def test_training_curves_of_one_run(tmp_path):
 def test_empty_history(tmp_path, history):
     with pytest.raises(ValueError, match="history is empty"):
         training_curves(history, tmp_path / "a.png")
+    if not history:
+        with pytest.raises(ValueError, match="history is empty"):
+            run_curves(history, tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
+
+
+def _logged(epochs: int) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Rows of epochs of ten steps, and of every second step of a run that is one epoch further."""
+    rows = [row | {"step": 10 * row["epoch"], "video_top1": 0.6} for row in _rows(epochs)]
+    pace = {"lr": 0.01, "loss": 1.0, "clips_per_second": 300.0, "data_wait": 0.05}
+    return rows, [pace | {"step": step} for step in range(2, 10 * epochs + 10, 2)]
+
+
+def test_curves_of_a_run_show_what_was_logged(tmp_path):
+    rows, steps = _logged(4)
+    heights = []
+    for given in ([], steps):
+        run_curves(rows, tmp_path / "a.png", steps=given, chance=0.1)
+        heights.append(_read(tmp_path / "a.png").shape[0])
+    # Learning rate, pace and waiting stand beneath, where there are any.
+    assert heights[1] > heights[0] + 200
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+    drawn = []
+    for key in ("", "lr", "clips_per_second", "data_wait", "loss"):
+        # Both ways of not knowing a value: a column that is not there, a run that logs less.
+        less = [{name: row[name] for name in row if name != key} for row in steps]
+        run_curves(rows, tmp_path / "a.png", steps=less)
+        drawn.append(_read(tmp_path / "a.png"))
+    assert all(not torch.equal(drawn[0], other) for other in drawn[1:])
+
+
+def test_curves_of_one_epoch_without_validation(tmp_path):
+    rows, steps = _logged(1)
+    bare = [{name: rows[0][name] for name in ("epoch", "step", "train_loss", "train_clip_top1")}]
+    run_curves(bare, tmp_path / "a.png", steps=steps)
+    run_curves(rows, tmp_path / "b.png", steps=steps)
+    green = "#2da44e"
+    assert not len(_colour(_read(tmp_path / "a.png"), green))
+    assert len(_colour(_read(tmp_path / "b.png"), green)) > 30
+
+
+def test_steps_are_drawn_in_few_points_and_none_beyond_the_last_epoch():
+    rows, steps = _logged(200)
+    points = _by_epoch(rows, steps, "lr")
+    assert 100 < len(points) <= 300
+    assert points[0][0] < 1 and 199 < points[-1][0] <= 200
+    assert all(value == pytest.approx(0.01) for _, value in points)
+    values = [row | {"loss": row["step"]} for row in steps]
+    assert all(loss == pytest.approx(10 * epoch) for epoch, loss in _by_epoch(rows, values, "loss"))
+
+
+def test_best_epoch_is_the_first_by_videos_then_clips():
+    scores = [(0.5, 0.9), (0.6, 0.1), (0.6, 0.3), (0.6, 0.3)]
+    rows = [{"epoch": e, "video_top1": v, "clip_top1": c} for e, (v, c) in enumerate(scores, 1)]
+    assert best_epoch([{"epoch": 0}, *rows]) == rows[2]
+    assert best_epoch([{"epoch": 1}]) is None
 
 
 def test_a_failure_leaves_the_old_picture(tmp_path, monkeypatch):
@@ -172,8 +228,10 @@ def test_what_one_class_took_is_told_by_its_name(tmp_path, monkeypatch):
     names = ["a", "b", "taker", "d"]
     confusion = torch.tensor([[1, 0, 2, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     texts: list[str] = []
-    monkeypatch.setattr("r21d.plots._label", lambda axes, x, y, name, *_, **__: texts.append(name))
-    monkeypatch.setattr("r21d.plots._write", lambda *args, **_: texts.append(args[3]))
+    monkeypatch.setattr(
+        "r21d.plots.confusion._label", lambda axes, x, y, name, *_, **__: texts.append(name)
+    )
+    monkeypatch.setattr("r21d.plots.confusion.write", lambda *args, **_: texts.append(args[3]))
     confusion_matrix(confusion, names, tmp_path / "one.png")
     errors = ["most frequent errors", "2 of 3  a → taker", "1 of 2  b → taker"]
     assert texts[-8:] == ["a", "b", "taker", "a", "b", *errors]

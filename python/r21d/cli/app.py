@@ -11,14 +11,20 @@ from collections.abc import Sequence
 
 import r21d
 from r21d.cli import convert, demo, doctor, evaluate, index, info, predict, train
-from r21d.cli.errors import UserError, one_line, print_error, printable, user_errors
+from r21d.cli.errors import (
+    USAGE_EXIT,
+    UserError,
+    one_line,
+    print_error,
+    printable,
+    user_errors,
+)
 
 _log = logging.getLogger(__name__)
 
 _COMMANDS = (demo, doctor, info, predict, index, train, evaluate, convert)
 _LEVELS = ("debug", "info", "warning", "error")
 
-USAGE_EXIT = 2
 INTERRUPT_EXIT = 130
 
 
@@ -47,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (None: the process's) and return its exit code.
 
     0: done. 1: done, but part of it failed (a file of several, the demo's check). 2: the user's
-    error, told in one line on stderr. 130: interrupted.
+    error, told in one line on stderr. 130: interrupted. 128 and its number: a signal has stopped
+    a training run, whose state is saved.
     """
     _show_any_name()
     args = build_parser().parse_args(argv)

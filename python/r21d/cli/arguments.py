@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r21d.cli.errors import UserError
+
+if TYPE_CHECKING:
+    from r21d.evaluation.distributed import Ranks
 
 Subcommands = Any
 """What ``ArgumentParser.add_subparsers`` returns; argparse keeps the class private."""
@@ -88,3 +91,34 @@ def resolve_device(name: str | None) -> str:
     if torch.device(name).type == "meta":
         raise UserError("--device meta computes nothing; use cpu or cuda")
     return name
+
+
+def device_kind(name: str | None) -> str:
+    """``"cuda"`` where `resolve_device` would choose a GPU, or refuse one, else ``"cpu"``."""
+    import torch
+
+    on_gpu = torch.cuda.is_available() if name is None else name.startswith("cuda")
+    return "cuda" if on_gpu else "cpu"
+
+
+def rank_device(name: str | None, ranks: Ranks) -> str:
+    """`resolve_device`, or among the processes of torchrun a GPU each.
+
+    Raises:
+        UserError: as `resolve_device`, or there are fewer GPUs than processes.
+    """
+    import torch
+
+    from r21d.evaluation.distributed import local_rank
+
+    each = ranks.world > 1 and name in (None, "cuda") and torch.cuda.is_available()
+    if not each:
+        return resolve_device(name)
+    number, count = local_rank(), torch.cuda.device_count()
+    if number >= count:
+        raise UserError(
+            f"torchrun started more processes here than there are GPUs ({count}); lower "
+            "--nproc-per-node or say --device cpu"
+        )
+    torch.cuda.set_device(number)
+    return f"cuda:{number}"

@@ -13,16 +13,23 @@ from r21d.video.lists import DATASETS, VideoList, list_splits, open_list
 ALL_SPLITS = "all"
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """``DATA`` and the options that say what it holds."""
+def add_data(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    """``DATA`` and the options that say what it holds.
+
+    Where they are ``optional``, a configuration may say the same, and what the command line does
+    not say is absent, or None.
+    """
     parser.add_argument(
-        "data", metavar="DATA", help="folder of the videos (for --dataset csv: or the list itself)"
+        "data",
+        metavar="DATA",
+        nargs="?" if optional else None,
+        help="folder of the videos (for --dataset csv: or the list itself)",
     )
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset",
         choices=DATASETS,
-        default="folder",
+        default=argparse.SUPPRESS if optional else "folder",
         help="what DATA is (default: folder, a sub-folder a class)",
     )
     group.add_argument(
@@ -43,7 +50,10 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         help="what r21d index --out wrote (default: the index in DATA, where there is one)",
     )
     group.add_argument(
-        "--strict", action="store_true", help="stop at broken videos instead of leaving them out"
+        "--strict",
+        action="store_true",
+        default=argparse.SUPPRESS if optional else False,
+        help="stop at broken videos instead of leaving them out",
     )
 
 

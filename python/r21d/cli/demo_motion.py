@@ -16,7 +16,7 @@ from r21d.cli.train import epoch_line
 from r21d.evaluation import EvalResult, evaluate
 from r21d.evaluation.progress import progress_bar
 from r21d.models import VideoModel, create_model
-from r21d.training import TrainConfig, train
+from r21d.training import StopRequest, TrainConfig, train
 from r21d.video import InputSpec, VideoFolder
 from r21d.video.motion import PAIRS, write_motion_dataset
 
@@ -100,6 +100,8 @@ def train_and_test(label: str, videos: Path, out: Path, scale: Scale, seed: int)
         out=out,
         overwrite=True,
         on_epoch=lambda row: print(epoch_line(row, scale.epochs), flush=True),
+        # Nobody asks by it: Ctrl-C ends the demo at once, which no --resume goes on with.
+        stop=StopRequest(),
     )
     test_set = VideoFolder(videos / "val", SPEC, train=False, clips=_TEST_CLIPS, cache=True)
     return Run(label, model, history, evaluate(model, test_set), out / "last.safetensors")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import math
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 from r21d.cli import doctor_plan
 from r21d.cli.arguments import Subcommands, positive, sizes
 from r21d.cli.errors import UserError, one_line
 from r21d.cli.tables import print_table
+from r21d.machine import cpu_features, cpu_model, installed_version
 
 # Distribution -> extra that brings it.
 _EXTRAS = {
@@ -26,19 +25,6 @@ _EXTRAS = {
     "matplotlib": "train",
     "scikit-image": "demo",
 }
-# Instruction sets that the CPU backend or torch's own kernels make use of.
-_CPU_FEATURES = (
-    "avx2",
-    "fma",
-    "avx512f",
-    "avx512bw",
-    "avx512vl",
-    "avx512_bf16",
-    "amx_bf16",
-    "asimd",
-    "bf16",
-)
-
 # What the table of backends is about: the problems of the benchmarks on a GPU.
 _BATCH, _FRAMES = 32, 16
 _CLIP = (3, _FRAMES, 112, 112)
@@ -130,10 +116,10 @@ def examine(gpu: str | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,
-        "extras": {name: _version(name) for name in _EXTRAS},
+        "extras": {name: installed_version(name) for name in _EXTRAS},
         "cpu": {
-            "model": _cpu_model(),
-            "features": _cpu_features(),
+            "model": cpu_model(),
+            "features": cpu_features(),
             "torch_capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
         },
@@ -321,29 +307,3 @@ def _why_no_gpu(built_with: str | None) -> str:
     if built_with is None:
         return "none: this torch is built without CUDA"
     return f"none found (torch is built for CUDA {built_with})"
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def _cpu_features() -> list[str]:
-    flags = (_cpuinfo("flags") or _cpuinfo("Features") or "").split()
-    return [feature for feature in _CPU_FEATURES if feature in flags]
-
-
-def _cpuinfo(key: str) -> str | None:
-    """The first value of ``key`` in Linux's /proc/cpuinfo; None where there is no such file."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    pairs = (line.partition(":") for line in lines)
-    return next((value.strip() for name, _, value in pairs if name.strip() == key), None)

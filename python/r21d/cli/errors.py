@@ -8,6 +8,8 @@ import sys
 
 SOME_FAILED_EXIT = 1
 """Exit code of a command that served some of its files but not all."""
+USAGE_EXIT = 2
+"""Exit code of a command that could not do what was asked for."""
 
 
 class UserError(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import json
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r21d.cli.arguments import Subcommands, add_device, count, positive, resolve_device
+from r21d.cli.arguments import Subcommands, add_device, count, positive, rank_device
 from r21d.cli.checkpoint import add_weights, load_model
 from r21d.cli.clips import add_clips, clip_sampling, input_spec
 from r21d.cli.data import add_data, check_index, splits, video_list
@@ -129,7 +130,7 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
                 f"--weights names {len(args.weights)} checkpoints for {len(names)} splits; give "
                 "one for all, or one for each"
             )
-        device = _device(args, ranks)
+        device = rank_device(args.device, ranks)
     if len(names) > len(args.weights) and ranks.rank == 0:
         _log.warning(
             "one checkpoint for %d splits: a network that was trained on one of them has seen test"
@@ -143,6 +144,8 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
             if model is None or len(args.weights) > 1:
                 model = _load(args.weights[number], device)
                 _check_classes(args, model, results)
+            if ranks.rank == 0 and len(names) == len(args.weights):
+                _warn_of_split(args.dataset, split, args.weights[number])
         results[split] = _evaluate(args, ranks, model, split)
         if ranks.rank == 0:
             _report(args, names, split, results[split])
@@ -176,25 +179,6 @@ def _check_outputs(args: argparse.Namespace, names: list[str | None]) -> None:
         raise UserError("--confusion FILE.png needs matplotlib: pip install 'r21d[train]'")
 
 
-def _device(args: argparse.Namespace, ranks: Ranks) -> str:
-    """``--device``, which among the processes of torchrun is a GPU each."""
-    import torch
-
-    from r21d.evaluation.distributed import local_rank
-
-    each = ranks.world > 1 and args.device in (None, "cuda") and torch.cuda.is_available()
-    if not each:
-        return resolve_device(args.device)
-    number, count = local_rank(), torch.cuda.device_count()
-    if number >= count:
-        raise UserError(
-            f"torchrun started more processes here than there are GPUs ({count}); lower "
-            "--nproc-per-node or say --device cpu"
-        )
-    torch.cuda.set_device(number)
-    return f"cuda:{number}"
-
-
 def _load(source: str, device: str) -> VideoModel:
     model = load_model(source, device)
     if model.classes is None:
@@ -203,6 +187,25 @@ def _load(source: str, device: str) -> VideoModel:
             "with them; r21d convert IN OUT --labels FILE adds the names"
         )
     return model
+
+
+def _warn_of_split(dataset: str, split: str | None, source: str) -> None:
+    """Say so where a network was trained on the other side of ``split`` of the same data set."""
+    from r21d.weights.checkpoint import checkpoint_notes
+
+    try:
+        trained = json.loads(checkpoint_notes(source)["description"])
+        own, other = trained["dataset"], trained["split"]
+    except (ImportError, KeyError, TypeError, ValueError):
+        return  # it does not tell
+    if own == dataset and None not in (split, other) and other != split:
+        _log.warning(
+            "%s was trained on split %s of %s: it may have seen test videos of split %s",
+            source,
+            other,
+            dataset,
+            split,
+        )
 
 
 def _check_classes(

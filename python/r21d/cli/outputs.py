@@ -32,6 +32,28 @@ def check_output(option: str, path: str | Path, kind: Kind, inputs: Iterable[str
     check_replaced(option, path, kind, inputs)
 
 
+def check_folder(option: str, path: str | Path) -> None:
+    """Refuse a folder that cannot be made, or not be written into.
+
+    Raises:
+        UserError: its name is taken, or too long, or permission is lacking.
+    """
+    named = f"{option} {printable(path)}"
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise UserError(f"{named} cannot be a folder: {error.strerror}") from error
+    place = Path(os.path.abspath(path))
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"{named} needs a folder, and {printable(place)} is none")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{named} needs a writable folder, and {printable(place)} is none")
+
+
 def check_replaced(option: str, path: str | Path, kind: Kind, inputs: Iterable[str | Path]) -> None:
     """Refuse to replace anything but an older output of the same kind.
 

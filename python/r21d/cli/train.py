@@ -3,30 +3,56 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r21d.cli.arguments import (
-    Subcommands,
-    add_device,
-    count,
-    fraction,
-    frame_rate,
-    positive,
-    resolve_device,
-    sizes,
+from r21d.atomic import write_atomically
+from r21d.cli.arguments import Subcommands, device_kind, fraction, rank_device
+from r21d.cli.data import add_data, check_index
+from r21d.cli.errors import (
+    USAGE_EXIT,
+    UserError,
+    one_line,
+    print_error,
+    printable,
+    user_errors,
 )
-from r21d.cli.data import add_data, check_index, splits, video_list
-from r21d.cli.errors import UserError, printable
-from r21d.training.config import SCHEDULES, TrainConfig
-from r21d.video.lists import VideoList, has_sides, open_list
+from r21d.cli.train_data import (
+    VAL_FRACTION,
+    data_options,
+    describe_run,
+    described_start,
+    located,
+    open_datasets,
+)
+from r21d.cli.train_folder import (
+    DEFAULT_OUT,
+    check_new,
+    check_videos,
+    chosen_device,
+    go_on,
+    resumes,
+    run_folder,
+    settings,
+)
+from r21d.cli.training_options import ListConfigs, add_settings
+from r21d.training.protocol import DEFAULT_SOURCE, RunConfig, dump_config
+from r21d.training.run_folder import BEST_FILE, CONFIG_FILE, ENVIRONMENT_FILE, LAST_FILE
 
 if TYPE_CHECKING:
-    from r21d.video import InputSpec, VideoDataset
+    from r21d.evaluation.distributed import Ranks
+    from r21d.models import VideoModel
+    from r21d.video import VideoDataset
+    from r21d.weights import Checkpoint
 
-_DEFAULTS = TrainConfig()
-_VAL_FRACTION = 0.2
+_log = logging.getLogger(__name__)
+
+_MOMENT = 1.0
+"""Seconds that the first process has to say what has failed."""
 
 
 def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
@@ -34,19 +60,50 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "train",
         parents=[common],
-        usage="r21d train DATA [option ...]",
+        usage="r21d train [DATA] [--config NAME|FILE] [option ...]",
         help="train a network on a folder of videos or a published data set",
         description="Train on DATA/<class>/<video files>, the folders' names being the classes, or "
         "on the data set that --dataset names. Validates on the data set's own test or validation "
         "side where it has one (ucf101, hmdb51 and weizmann, of one --split; kinetics and "
         "sports1m, with a folder of --annotations), else on --val, or on some videos of each "
-        "class that are held out. Writes last.safetensors, best.safetensors, state.safetensors "
-        "(for --resume) and history.jsonl into --out after every epoch, and curves.png at the "
-        "end.",
-        epilog="example, small enough for a CPU: r21d train videos --clip-len 8 --resize 64x85 "
-        "--crop 56x56 --epochs 10 --batch-size 8 --out runs/mine",
+        "class that are held out. A configuration sets all options at once, and options given "
+        "beside it come before it. Everything is written into --out: states to go on from, the "
+        "best and the last checkpoint, logs and report.html. Ctrl-C or SIGTERM end the step at "
+        "hand and save; --resume goes on, also after a crash. Started by torchrun, each process "
+        "takes --batch-size clips (a GPU each), and after a restart goes on by itself.",
+        epilog="examples: r21d train videos --clip-len 8 --resize 64x85 --crop 56x56 --epochs 10 "
+        "--batch-size 8 --out runs/mine (small enough for a CPU); r21d train --resume --out "
+        "runs/mine; r21d train UCF-101 --config kinetics_to_ucf101 --annotations "
+        "ucfTrainTestlist --split 1",
     )
-    add_data(parser)
+    parser.add_argument(
+        "--config", metavar="NAME|FILE", help="a protocol of --list-configs, or a TOML file"
+    )
+    parser.add_argument(
+        "--list-configs", action=ListConfigs, help="print the protocols that have a name, and end"
+    )
+    parser.add_argument(
+        "--out", help=f"folder of the run (default: runs/NAME of --config NAME, else {DEFAULT_OUT})"
+    )
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out; DATA and options are those of the run unless given",
+    )
+    again.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="with --resume: go on with other settings of the optimisation than the run had, such "
+        "as a lower --lr",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="open the data, print what would be done, try a step and a validation; write nothing",
+    )
+    add_data(parser, optional=True)
     held = parser.add_mutually_exclusive_group()
     held.add_argument(
         "--val",
@@ -57,133 +114,224 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
     held.add_argument(
         "--val-fraction",
         type=fraction,
-        help=f"share of each class's training videos to hold out (default: {_VAL_FRACTION}, where "
+        metavar="X",
+        help=f"share of each class's training videos to hold out (default: {VAL_FRACTION}, where "
         "there is nothing else to validate on)",
     )
-    parser.add_argument("--out", default="runs/r21d", help="folder to write (default: runs/r21d)")
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    again.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    _add_network(parser)
-    _add_input(parser)
-    _add_optimisation(parser)
+    add_settings(parser)
     parser.set_defaults(run=run)
 
 
-def _add_network(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("network")
-    group.add_argument("--model", default="r2plus1d_18", help="(default: %(default)s)")
-    group.add_argument("--midplanes", choices=("paper", "torchvision"), help="(default: paper)")
-    group.add_argument(
-        "--dropout", type=float, help="before the classifier (default: the network's own)"
-    )
-
-
-def _add_input(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("input")
-    group.add_argument("--clip-len", type=positive, default=16, help="frames a clip (default: 16)")
-    group.add_argument(
-        "--frame-rate",
-        type=frame_rate,
-        default=15.0,
-        help="frames a second, or 'native' for consecutive frames (default: 15)",
-    )
-    group.add_argument(
-        "--resize",
-        type=sizes(2, "128x171"),
-        default=(128, 171),
-        metavar="HxW",
-        help="frames are scaled to this (default: 128x171)",
-    )
-    group.add_argument(
-        "--crop",
-        type=sizes(2, "112x112"),
-        default=(112, 112),
-        metavar="HxW",
-        help="and cropped to this (default: 112x112)",
-    )
-    group.add_argument(
-        "--no-flip",
-        action="store_true",
-        help="do not mirror clips: for classes in which left and right matter",
-    )
-    group.add_argument(
-        "--val-clips", type=positive, default=5, help="clips a validation video (default: 5)"
-    )
-    group.add_argument("--workers", type=count, default=0, help="decoding processes (default: 0)")
-
-
-def _add_optimisation(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("optimisation")
-    group.add_argument(
-        "--epochs", type=int, default=_DEFAULTS.epochs, help="(default: %(default)s)"
-    )
-    group.add_argument(
-        "--batch-size", type=int, default=_DEFAULTS.batch_size, help="clips (default: %(default)s)"
-    )
-    group.add_argument("--lr", type=float, default=_DEFAULTS.lr, help="(default: %(default)s)")
-    group.add_argument(
-        "--schedule",
-        choices=SCHEDULES,
-        default=_DEFAULTS.schedule,
-        help="step: a tenth every 10 epochs, the paper's; cosine: to zero (default: %(default)s)",
-    )
-    group.add_argument("--warmup-epochs", type=float, default=0.0, help="(default: 0)")
-    group.add_argument(
-        "--weight-decay", type=float, default=_DEFAULTS.weight_decay, help="(default: %(default)s)"
-    )
-    group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
-    group.add_argument("--seed", type=count, default=0, help="(default: 0)")
-    add_device(parser)
-
-
 def run(args: argparse.Namespace) -> int:
-    """Train, print a line an epoch, draw the curves."""
-    import torch
+    """Train; 128 and the signal's number where one has stopped the run."""
+    from r21d.evaluation.distributed import RankFailed
+    from r21d.training.parallel import training_ranks
+    from r21d.training.signals import TrainingStopped
 
-    from r21d.models import create_model
-    from r21d.training import train
+    out = run_folder(args)
+    training = None
+    try:
+        if args.allow_changes and not args.resume:
+            raise UserError("--allow-changes is for a run that goes on: say --resume, too")
+        config = settings(args, out)
+        with training_ranks(device_kind(chosen_device(config))) as ranks:
+            if ranks.rank:
+                # The first process alone speaks of what concerns all.
+                logging.disable(logging.WARNING)
+            if args.resume and getattr(args, "weights", None) is not None:
+                _log.warning("--weights is not read: the run goes on with its own")
+            resume = resumes(args, out, ranks)
+            # The folder may be on the first one's machine alone, and with it the run's settings.
+            config = ranks.from_first(config)
+            training = _Training(args, config, out, resume, ranks)
+            training.run(chosen_device(config))
+            return 0
+    except TrainingStopped as stopped:
+        if not _is_first():
+            return 0
+        print_error(f"{stopped}; {go_on(out)}")
+        return 128 + stopped.signal
+    except user_errors() as error:
+        if not _is_first():
+            return _fail_after_the_first(error)
+        if not isinstance(error, RankFailed):
+            raise
+        print_error(one_line(UserError(f"{error}; {go_on(out)}")))
+        return USAGE_EXIT
+    finally:
+        # Last: torchrun ends this process soon after another has died.
+        if training is not None:
+            training.report()
 
-    config = _config(args)
-    check_index(args)
-    _check_out(args)
-    train_set, val_set = _datasets(args, _spec(args))
-    torch.manual_seed(config.seed)
-    options = {"clip_len": args.clip_len, "midplanes": args.midplanes, "dropout": args.dropout}
-    given = {name: value for name, value in options.items() if value is not None}
-    if args.model == "i3d":
-        # Its authors' statistics take thousands of steps to follow.
-        given["momentum"] = 0.1
-    model = create_model(args.model, num_classes=len(train_set.classes), **given)
-    print(
-        f"{args.model}: {len(train_set)} videos to train on, {len(val_set)} to validate on, "
-        f"{len(train_set.classes)} classes"
-    )
-    history = train(
-        model,
-        train_set,
-        val_set,
-        config,
-        out=args.out,
-        resume=args.resume,
-        overwrite=args.overwrite,
-        on_epoch=lambda row: print(epoch_line(row, config.epochs), flush=True),
-    )
-    _draw(history, Path(args.out) / "curves.png", len(train_set.classes))
-    best = Path(args.out) / "best.safetensors"
-    print(f"best checkpoint: {best}\nnext: r21d predict VIDEO --checkpoint {best}")
-    return 0
+
+def _fail_after_the_first(error: Exception) -> int:
+    """The exit code of another process than the first, which tells what they agreed on.
+
+    torchrun ends all processes of a machine when one has failed, so it comes a moment later. On
+    other machines it has to fail, too: else it would not take part when torchrun starts all again.
+    """
+    from r21d.evaluation.distributed import was_told
+
+    if not was_told(error):
+        print_error(f"process {os.environ['RANK']}: {one_line(error)}")
+    time.sleep(_MOMENT)
+    return USAGE_EXIT
 
 
-def _check_out(args: argparse.Namespace) -> None:
-    """Refuse before the work what training would refuse when it has looked every video up."""
-    from r21d.training.loop import held_run
+def _is_first() -> bool:
+    """Whether this is the first process of those that torchrun started, or the only one."""
+    import torch.distributed as dist
 
-    if not args.resume and not args.overwrite and (held := held_run(args.out)):
-        raise UserError(
-            f"--out {printable(args.out)} already holds a run ({held[0].name}): --resume goes on "
-            "with it, --overwrite replaces it; or choose another folder"
+    several = dist.is_available() and dist.is_torchelastic_launched()
+    return not several or os.environ["RANK"] == "0"
+
+
+class _Training:
+    """One call of the command, in one of its processes."""
+
+    def __init__(
+        self, args: argparse.Namespace, config: RunConfig, out: Path, resume: bool, ranks: Ranks
+    ) -> None:
+        self.args, self.config, self.out, self.resume = args, config, out, resume
+        self.ranks = ranks
+        self.description: dict[str, Any] = {}
+        # Whether the folder is this run's, and whether its report tells of the last epoch.
+        self.started = self.reported = False
+
+    def run(self, device: str | None) -> None:
+        """Open everything, then train or, for ``--dry-run``, try."""
+        with self.ranks.together():
+            if self.ranks.rank == 0 and not self.resume and not self.args.dry_run:
+                check_new(self.out, self.config, self.args.overwrite)
+            check_index(data_options(self.config))
+            if self.resume and self.args.data is None:
+                check_videos(self.out, self.config)
+        with self.ranks.together():
+            own = rank_device(device, self.ranks)
+        if device is None:
+            self.config = self.config.changed({"device": own.partition(":")[0]}, DEFAULT_SOURCE)
+        train_set, val_set, model = self._open()
+        if self.ranks.rank == 0:
+            print(
+                f"{self.config.model.model}: {len(train_set)} videos to train on, {len(val_set)} "
+                f"to validate on, {len(train_set.classes)} classes",
+                flush=True,
+            )
+        if self.args.dry_run:
+            from r21d.cli.dry_run import try_run
+
+            try_run(self.config, own, train_set, val_set, model, self.ranks)
+        else:
+            self._train(own, train_set, val_set, model)
+
+    def _open(self) -> tuple[VideoDataset, VideoDataset, VideoModel]:
+        """Both sets and the network; the first process opens files for all."""
+        import torch
+
+        from r21d.training import network
+
+        found = None
+        start = self._start_again() if self.resume else self._start()
+        self.config = network.completed(self.config, start)
+        with self.ranks.together():
+            if self.ranks.rank == 0:
+                spec = self.config.input.spec(network.normalisation(start))
+                found = open_datasets(self.config, spec)
+        train_set, val_set = self.ranks.from_first(found)
+        with self.ranks.together():
+            torch.manual_seed(self.config.train.seed)
+            # A state holds every weight: what the run has once started from may be gone.
+            asked = self.config.changed({"weights": None}, "") if self.resume else self.config
+            model = network.build_model(asked, train_set.classes, start)
+        if start is not None and not self.resume and self.ranks.rank == 0:
+            told = network.describe_start(self.config, start, train_set.classes)
+            print(printable(told), flush=True)
+        self.description = describe_run(self.config, start, train_set, val_set)
+        return train_set, val_set, model
+
+    def _start(self) -> Checkpoint | None:
+        """The weights to start from."""
+        from r21d.training import network
+
+        start = None
+        # Published weights are fetched once.
+        for turn in (self.ranks.rank == 0, self.ranks.rank > 0):
+            with self.ranks.together():
+                if turn:
+                    start = network.load_start(self.config)
+        return start
+
+    def _start_again(self) -> Checkpoint | None:
+        """What there is to know of the weights that the run has started from."""
+        from r21d.training.state import States
+
+        description = None
+        with self.ranks.together():
+            if self.ranks.rank == 0:
+                description = States(self.out, self.config.train.keep).load().description
+        return described_start(self.ranks.from_first(description))
+
+    def _train(
+        self, device: str, train_set: VideoDataset, val_set: VideoDataset, model: VideoModel
+    ) -> None:
+        from r21d.training import train
+
+        history = train(
+            model,
+            train_set,
+            val_set,
+            replace(self.config.train, device=device),
+            out=self.out,
+            resume=self.resume,
+            overwrite=self.args.overwrite and not self.resume,
+            allow_changes=self.args.allow_changes,
+            on_start=self._on_start,
+            on_epoch=self._on_epoch,
+            description=self.description,
         )
+        if self.ranks.rank == 0:
+            self._conclude(history)
+
+    def _on_start(self) -> None:
+        """Write what the run is, now that the folder is its own."""
+        from r21d.training.environment import append_environment
+
+        config = located(self.config)
+        write_atomically(self.out / CONFIG_FILE, dump_config(config).encode())
+        append_environment(self.out / ENVIRONMENT_FILE, anew=not self.resume)
+        self.started = True
+
+    def _on_epoch(self, row: dict[str, Any]) -> None:
+        print(epoch_line(row, self.config.train.epochs), flush=True)
+        self.reported = False
+        self.report()
+
+    def report(self) -> None:
+        """Tell how the run is, or was when it was stopped amid an epoch."""
+        from r21d.training import report
+
+        if not self.started or self.reported:
+            return
+        self.reported = True
+        # It is made of files that are there already, and not worth a run.
+        try:
+            report.write_report(self.out)
+        except (ImportError, OSError) as error:
+            _log.warning("the report could not be written: %s", error)
+
+    def _conclude(self, history: list[dict[str, Any]]) -> None:
+        epochs = self.config.train.epochs
+        if len(history) < epochs:
+            print(
+                f"ended after step {self.config.train.max_steps}, as --max-steps says, in epoch "
+                f"{len(history) + 1} of {epochs}; {go_on(self.out)} --max-steps none"
+            )
+        for name in (BEST_FILE, LAST_FILE):
+            if (file := self.out / name).is_file():
+                kind = name.partition(".")[0]
+                print(f"{kind} checkpoint: {printable(file)}")
+                print(f"next: r21d predict VIDEO --checkpoint {printable(file)}")
+                break
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
@@ -198,83 +346,3 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
             f"video@1 {row['video_top1']:6.1%}"
         )
     return line
-
-
-def _config(args: argparse.Namespace) -> TrainConfig:
-    return TrainConfig(
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        weight_decay=args.weight_decay,
-        schedule=args.schedule,
-        warmup_epochs=args.warmup_epochs,
-        dtype="bfloat16" if args.bf16 else "float32",
-        device=resolve_device(args.device),
-        workers=args.workers,
-        eval_batch_size=args.batch_size,
-        seed=args.seed,
-    )
-
-
-def _spec(args: argparse.Namespace) -> InputSpec:
-    from r21d.video import InputSpec
-
-    return InputSpec(
-        clip_len=args.clip_len, frame_rate=args.frame_rate, resize=args.resize, crop=args.crop
-    )
-
-
-def _datasets(args: argparse.Namespace, spec: InputSpec) -> tuple[VideoDataset, VideoDataset]:
-    from r21d.training.split import split_videos
-    from r21d.video import ClipSampling, VideoDataset
-
-    train_list, val_list = _lists(args)
-    shared = {"strict": args.strict, "normalize": False}
-    train_set = VideoDataset(
-        train_list,
-        spec,
-        train=True,
-        flip=not args.no_flip,
-        seed=args.seed,
-        index=args.index,
-        **shared,
-    )
-    if val_list is None:
-        share = args.val_fraction or _VAL_FRACTION
-        return split_videos(train_set, share, clips=args.val_clips, seed=args.seed)
-    even = ClipSampling(clips=args.val_clips)
-    # --index speaks of DATA; another folder may have an index of its own.
-    index = args.index if val_list.root == train_list.root else None
-    return train_set, VideoDataset(val_list, spec, False, even, index=index, **shared)
-
-
-def _lists(args: argparse.Namespace) -> tuple[VideoList, VideoList | None]:
-    """What to train on and to validate on; None where that is to be held out of the former."""
-    chosen = splits(args)
-    if len(chosen) > 1:
-        raise UserError(f"training takes one --split at a time, got {', '.join(map(str, chosen))}")
-    own_side = has_sides(args.dataset, args.annotations)
-    if own_side and args.val is not None:
-        raise UserError(
-            f"--val: --dataset {args.dataset} has its own side to validate on; leave --val out"
-        )
-    train_list = video_list(args, True, split=chosen[0])
-    if args.val_fraction is not None or (args.val is None and not own_side):
-        return train_list, None
-    if own_side:
-        val_list = video_list(args, False, train_list.classes, chosen[0])
-    elif args.dataset == "folder" or args.annotations is None:
-        val_list = open_list(args.dataset, args.val, classes=train_list.classes)
-    else:
-        val_list = open_list(
-            args.dataset, args.data, annotations=args.val, classes=train_list.classes
-        )
-    # That no video of one side has several labels does not make its kind another.
-    several = train_list.multilabel or val_list.multilabel
-    return replace(train_list, multilabel=several), replace(val_list, multilabel=several)
-
-
-def _draw(history: list[dict[str, Any]], path: Path, classes: int) -> None:
-    from r21d.plots import training_curves
-
-    training_curves(history, path, chance=1 / classes)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -62,31 +69,104 @@ def group_parts(
 ) -> Iterator[Iterator[Part]]:
     """For each group of videos the parts of one after another; read each group to its end.
 
-    ``fresh`` workers are no copies of this process, whose other threads, those of
-    torch.distributed, say, might hold a lock that a copy waits for in vain.
+    ``fresh``: see `worker_options`.
     """
     requests = [[r for video in group for r in _requests(dataset, video)] for group in groups]
     loader = DataLoader(
         _Parts(dataset),
         None,
         sampler=[request for own in requests for request in own],
-        num_workers=workers,
-        multiprocessing_context=_fresh_processes() if workers and fresh else None,
+        **worker_options(workers, fresh),
     )
-    parts = iter(loader)
+    parts = reading(loader)
     for own in requests:
         yield islice(parts, len(own))
 
 
+def worker_options(workers: int, fresh: bool) -> dict[str, Any]:
+    """Arguments of a DataLoader that decodes in ``workers`` processes.
+
+    ``fresh`` workers are no copies of this process, whose other threads, those of
+    torch.distributed, say, might hold a lock that a copy waits for in vain.
+    """
+    return {
+        "num_workers": workers,
+        "multiprocessing_context": _fresh_processes() if workers and fresh else None,
+        "worker_init_fn": _begin,
+    }
+
+
+def reading(loader: DataLoader[Any]) -> Iterator[Any]:
+    """``iter(loader)``, whose workers never keep this process from ending.
+
+    multiprocessing asks them by SIGTERM as the process ends, and waits; `_begin` has them overhear
+    the first one. As a rule they have ended with their iterator before, but not where an exception
+    that is still being told of holds it.
+    """
+    others = set(multiprocessing.active_children())
+    batches = iter(loader)
+    for process in set(multiprocessing.active_children()) - others:
+        _started[process] = os.getpid()
+    return batches
+
+
+# Workers, and the process that started each: a copy of that has no say over them.
+_started: WeakKeyDictionary[BaseProcess, int] = WeakKeyDictionary()
+
+
+@atexit.register
+def _end_workers() -> None:
+    if hasattr(signal, "SIGCHLD"):
+        # torch's handler would take this for an accident.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process, owner in list(_started.items()):
+        if owner == os.getpid() and process.is_alive():
+            process.kill()
+
+
+def _begin(worker: int) -> None:
+    """Let a worker outlive what asks its parent to stop, and end when the parent has ended.
+
+    Ctrl-C and torchrun reach every process of a group; the parent may still need clips for what it
+    is about, and ends its workers itself. Where one hangs it has to do so by SIGTERM: the second
+    of those ends the process.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _once)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # DataLoader's workers look at the process that forked them: for a fresh one that is a server,
+    # which lives on with its workers after a kill -9, and they with it.
+    threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+def _once(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def worker_deaths() -> Iterator[None]:
-    """Tell in one line that a worker process has died, which can come out anywhere.
+    """Tell in one line that a worker process has died, or what it could not read.
+
+    The former can come out anywhere.
 
     Raises:
-        ChildProcessError: it has, or it found no memory.
+        ChildProcessError: it has died, or it found no memory.
+        VideoError: as in the worker, without the traceback that DataLoader makes part of it.
     """
+    from r21d.video.reader import VideoError
+
     try:
         yield
+    except VideoError as error:
+        if not str(error).startswith("Caught VideoError in DataLoader worker"):
+            raise
+        raise VideoError(str(error).rpartition("VideoError: ")[2].strip()) from error
     except RuntimeError as error:
         lines = str(error).splitlines() or [""]
         died = lines[0].startswith("DataLoader worker")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from r21d.video import InputSpec, VideoDataset
+    from r21d.video import ClipSampling, InputSpec, VideoDataset
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,16 @@ def split_folder(
 
 
 def split_videos(
-    dataset: VideoDataset, fraction: float, *, clips: int = 1, seed: int = 0
+    dataset: VideoDataset,
+    fraction: float,
+    *,
+    clips: int = 1,
+    seed: int = 0,
+    sampling: ClipSampling | None = None,
 ) -> tuple[VideoDataset, VideoDataset]:
     """Split the videos of a data set into a training and a validation set.
+
+    The latter takes ``clips`` even clips of a video, or those of ``sampling``.
 
     Of each class ``fraction`` of the videos is held out at random, but at least one and never
     all; a video of several classes counts for each. Classes of fewer than two videos that can be
@@ -74,7 +81,7 @@ def split_videos(
         )
     train_set = dataset.subset([i for i in range(len(dataset)) if i not in held_out], train=True)
     train_set.failed, train_set.missing = dataset.failed, dataset.missing
-    return train_set, dataset.subset(sorted(held_out), train=False, clips=clips)
+    return train_set, dataset.subset(sorted(held_out), train=False, clips=clips, sampling=sampling)
 
 
 def _draw(labels: Sequence[Sequence[int]], classes: int, fraction: float, seed: int) -> set[int]:

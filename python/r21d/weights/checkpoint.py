@@ -145,6 +145,21 @@ def load_checkpoint(source: str | os.PathLike[str], model: str | None = None) ->
     return checkpoint
 
 
+def checkpoint_notes(source: str | os.PathLike[str]) -> dict[str, str]:
+    """What the writer of a checkpoint noted (``Checkpoint.extra``), its tensors left unread.
+
+    Empty for anything but a file that :func:`save_checkpoint` wrote.
+    """
+    safetensors = import_safetensors()
+    try:
+        with safetensors.safe_open(os.fspath(source), framework="pt") as file:
+            metadata = file.metadata() or {}
+        notes = json.loads(metadata.get("extra", "{}")) if metadata.get("format") == FORMAT else {}
+    except (safetensors.SafetensorError, OSError, ValueError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
 def load_model(source: str | os.PathLike[str], **options: Any) -> VideoModel:
     """The network that weights are of, ready to use: in eval mode, with classes and input.
 
@@ -376,7 +391,8 @@ def _eps_difference(model: nn.Module, checkpoint: Checkpoint, certain: bool) -> 
 
 def _norm_eps(model: nn.Module) -> dict[str, float]:
     """eps of each BatchNorm by its name."""
-    return {name: m.eps for name, m in model.named_modules() if isinstance(m, nn.BatchNorm3d)}
+    kinds = (nn.BatchNorm3d, nn.SyncBatchNorm)
+    return {name: m.eps for name, m in model.named_modules() if isinstance(m, kinds)}
 
 
 def _distinct(eps: Mapping[str, float]) -> str:

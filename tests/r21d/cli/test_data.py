@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from r21d.cli import main
+from r21d.cli import main, train_data
 from r21d.cli import train as train_command
 from r21d.cli.data import add_data, splits, video_list
 from r21d.cli.errors import UserError
+from r21d.cli.training_options import given_settings
 from r21d.models import create_model
+from r21d.training.protocol import load_config
 from r21d.training.split import split_videos
 from r21d.video import InputSpec, VideoDataset, write_video
 from r21d.video.lists import VideoItem, VideoList
@@ -52,9 +54,14 @@ def _parse_train(*arguments: object) -> argparse.Namespace:
     return parser.parse_args(["train", *map(str, arguments)])
 
 
+def _open_lists(*arguments: object) -> tuple[VideoList, VideoList | None]:
+    settings = load_config(None, given_settings(_parse_train(*arguments)))
+    return train_data._lists(train_data.data_options(settings))
+
+
 def _train_lists(*arguments: object) -> tuple[list[str], list[str] | None]:
     """Which videos ``r21d train`` would train on and validate on (None: some of the former)."""
-    train_list, val_list = train_command._lists(_parse_train(*arguments))
+    train_list, val_list = _open_lists(*arguments)
     assert val_list is None or val_list.classes == train_list.classes
     return _names(train_list), None if val_list is None else _names(val_list)
 
@@ -120,7 +127,7 @@ def test_training_takes_other_lists_to_validate_on(ucf: tuple[Path, Path]) -> No
     assert _train_lists(*options) == (train, None)
     assert _train_lists(*options, "--val", lists / "val.csv") == (train, ["walk/c.mp4"])
     # One list with several labels a video makes both of that kind.
-    for side in train_command._lists(_parse_train(*options, "--val", lists / "val.csv")):
+    for side in _open_lists(*options, "--val", lists / "val.csv"):
         assert side is not None and side.multilabel
     for name in ("train", "val"):
         (root / f"{name}.csv").write_text((lists / f"{name}.csv").read_text())
@@ -165,9 +172,11 @@ def test_a_run_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(arguments) == 2
     message = "already holds a run (history.jsonl): --resume goes on with it, --overwrite replaces"
     assert message in capsys.readouterr().err
-    for option in ("--resume", "--overwrite"):
-        assert main([*arguments, option]) == 2
-        assert "none: no such folder" in capsys.readouterr().err
+    # A history is no state to go on from.
+    assert main([*arguments, "--resume"]) == 2
+    assert "there is no run to resume in" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 2
+    assert "none: no such folder" in capsys.readouterr().err
 
 
 def test_videos_of_several_classes_are_held_out_by_their_first(ucf: tuple[Path, Path]) -> None:

@@ -21,9 +21,9 @@ from processes import run
 
 import r21d
 from r21d.cli import main
+from r21d.cli.arguments import rank_device
 from r21d.cli.clips import input_spec
 from r21d.cli.errors import UserError
-from r21d.cli.evaluate import _device
 from r21d.evaluation import load_scores
 from r21d.evaluation.distributed import Ranks
 from r21d.models import create_model
@@ -257,13 +257,12 @@ def test_each_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch: pytest.Monke
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.set_device", chosen.append)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    asked = argparse.Namespace(device=None)
-    assert _device(asked, Ranks(rank=3, world=4)) == "cuda:1"
+    assert rank_device(None, Ranks(rank=3, world=4)) == "cuda:1"
     assert chosen == [1]
-    assert _device(argparse.Namespace(device="cpu"), Ranks(rank=3, world=4)) == "cpu"
+    assert rank_device("cpu", Ranks(rank=3, world=4)) == "cpu"
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match=r"more processes here than there are GPUs \(2\)"):
-        _device(asked, Ranks(rank=2, world=4))
+        rank_device(None, Ranks(rank=2, world=4))
 
 
 @pytest.mark.usefixtures("in_base")

@@ -1,21 +1,24 @@
-"""Two processes on one evaluation (about eight seconds: they start interpreters with torch)."""
+"""Two processes on one evaluation (about eleven seconds: they start interpreters with torch)."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch.distributed as dist
-from evaluation import rank_scenarios
+from evaluation import orphaned, rank_scenarios
 from evaluation.written import Written
-from processes import end, start
+from processes import run_pair, start
 
 from r21d.evaluation import evaluate
-from r21d.evaluation.distributed import Ranks
+from r21d.evaluation.distributed import Ranks, fresh_store
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch lacks gloo"
@@ -26,22 +29,8 @@ pytestmark = pytest.mark.skipif(
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the scenarios came to in each of two processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path))}
-    environment |= {"OMP_NUM_THREADS": "1"}
-    processes = [
-        start(
-            [sys.executable, rank_scenarios.__file__, str(rank), str(folder)],
-            env=environment,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            end(process)
-    assert [process.returncode for process in processes] == [0, 3], errors
+    done = run_pair(rank_scenarios.__file__, folder)
+    assert [one.returncode for one in done] == [0, 3], [one.stderr for one in done]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -108,6 +97,37 @@ def test_processes_with_other_videos_are_refused(found: list[dict[str, Any]]) ->
 
 def test_a_process_that_ends_without_a_word_is_missed(found: list[dict[str, Any]]) -> None:
     assert found[0]["dying"].startswith("RankFailed: another process of the group ended early")
+
+
+def test_a_store_that_others_have_used_is_used_afresh() -> None:
+    used = dist.HashStore()
+
+    def start(rank: int) -> dict[int, str]:
+        """What each process reads that every process has written."""
+        store = fresh_store(used, rank, 3)
+        assert not store.check([f"address {rank}"])
+        store.set(f"address {rank}", "new")
+        return {other: store.get(f"address {other}").decode() for other in range(3)}
+
+    # Some that died before they met, and some that did meet.
+    used.set("r21d/1", "r21d/of a dead one")
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(2):
+            assert list(pool.map(start, range(3))) == [dict.fromkeys(range(3), "new")] * 3
+
+
+def test_workers_end_with_a_process_that_is_killed() -> None:
+    environment = {**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path))}
+    command = [sys.executable, orphaned.__file__]
+    with start(command, stdout=subprocess.PIPE, env=environment) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "read\n"
+            process.kill()
+            # To the end of what the workers, too, may write to.
+            assert process.communicate(timeout=60) == ("", None)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_alone() -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Run each test on one thread."""
+    """Run each module, what it sets up for all its tests included, on one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,0 +1,356 @@
+"""What the runs of a Weizmann study say together: one JSON file, pictures, a page of tables.
+
+A study's file, ``docs/results/weizmann/<study>.json``::
+
+    study
+    arms        by name: label, config, settings, parameters, gmacs, steps, clips, and of video@1
+                and clip@1 over all people: by_seed, mean, std (over seeds, null for one seed);
+                by_person (mean over seeds of video@1), confusion, classes, seconds (median a run)
+    gap         of two arms, in video@1, the first minus the second: by_seed, mean, std_over_seeds,
+                by_person, std_over_people, better, equal, worse (people), sign_flip_p
+    runs        every run as it was found, but for its settings
+
+The people are the nine of one split each, so a mean over people is one over all videos.
+``sign_flip_p`` is exact: the share of all ways to flip the signs of the people's gaps that give a
+mean at least as far from zero; people, not runs, are what the data set has nine of.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.weizmann_runs import STUDIES
+from r21d.atomic import write_atomically
+from r21d.plots import confusion_matrix, training_curves
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "results"
+FOLDER = "weizmann"
+PAGE = "weizmann.md"
+Runs = Sequence[Mapping[str, Any]]
+
+
+def summarize(study: str, runs: Runs) -> dict[str, Any]:
+    """The file of a study, of the runs that there are.
+
+    Raises:
+        ValueError: an arm has no run, or two arms have other people or seeds.
+    """
+    arms = {}
+    for name, arm in STUDIES[study].items():
+        own = [run for run in runs if run["arm"] == name]
+        if not own:
+            raise ValueError(f"{study}: there is no finished run of {name}")
+        arms[name] = {"label": arm.label, **_arm(own)}
+    compared = _compared(study)
+    summary = {"study": study, "arms": arms}
+    if len(compared) == 2:
+        summary["gap"] = _gap(*([run for run in runs if run["arm"] == name] for name in compared))
+    kept = [{key: value for key, value in run.items() if key != "settings"} for run in runs]
+    return {**summary, "runs": kept}
+
+
+def _compared(study: str) -> list[str]:
+    """The arms that are compared with each other."""
+    return [name for name, arm in STUDIES[study].items() if arm.compared]
+
+
+def _arm(runs: Runs) -> dict[str, Any]:
+    confusion = torch.tensor([run["confusion"] for run in runs]).sum(0)
+    first = runs[0]
+    shared = ("config", "settings", "parameters", "gmacs", "steps", "clips", "classes")
+    settings = {name: value for name, value in first["settings"].items() if name != "seed"}
+    return {
+        **{name: first[name] for name in shared},
+        "settings": settings,
+        "video_top1": _over_seeds(runs, "video_top1"),
+        "clip_top1": _over_seeds(runs, "clip_top1"),
+        "train_clip_top1": _over_seeds(
+            [{**run, "train_clip_top1": run["history"][-1]["train_clip_top1"]} for run in runs],
+            "train_clip_top1",
+        ),
+        "by_person": _by_person(runs),
+        "confusion": confusion.tolist(),
+        "seconds": statistics.median(_seconds(run) for run in runs),
+    }
+
+
+def _seconds(run: Mapping[str, Any]) -> float:
+    return sum(row["seconds"] for row in run["history"])
+
+
+def _over_seeds(runs: Runs, figure: str) -> dict[str, Any]:
+    """A figure's mean over people, by seed, and over those."""
+    by_seed = {
+        str(seed): statistics.fmean(run[figure] for run in group)
+        for seed, group in _grouped(runs, "seed").items()
+    }
+    return {"by_seed": by_seed, **_spread(by_seed.values())}
+
+
+def _by_person(runs: Runs) -> dict[str, float]:
+    groups = _grouped(runs, "person")
+    return {
+        person: statistics.fmean(run["video_top1"] for run in group)
+        for person, group in groups.items()
+    }
+
+
+def _grouped(runs: Runs, key: str) -> dict[Any, list[Mapping[str, Any]]]:
+    return {
+        value: [run for run in runs if run[key] == value]
+        for value in dict.fromkeys(run[key] for run in runs)
+    }
+
+
+def _spread(values: Iterable[float]) -> dict[str, float | None]:
+    values = list(values)
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std}
+
+
+def _gap(ahead: Runs, behind: Runs) -> dict[str, Any]:
+    """In video@1, run by run: the same person and seed."""
+    others = {(run["person"], run["seed"]): run["video_top1"] for run in behind}
+    if {(run["person"], run["seed"]) for run in ahead} != set(others):
+        raise ValueError("the arms have other people or seeds; finish the study first")
+    pairs = [
+        {**run, "video_top1": run["video_top1"] - others[run["person"], run["seed"]]}
+        for run in ahead
+    ]
+    seeds, people = _over_seeds(pairs, "video_top1"), _by_person(pairs)
+    gaps = list(people.values())
+    return {
+        "by_seed": seeds["by_seed"],
+        "mean": seeds["mean"],
+        "std_over_seeds": seeds["std"],
+        "by_person": people,
+        "std_over_people": _spread(gaps)["std"],
+        "better": sum(gap > _EQUAL for gap in gaps),
+        "equal": sum(abs(gap) <= _EQUAL for gap in gaps),
+        "worse": sum(gap < -_EQUAL for gap in gaps),
+        "sign_flip_p": sign_flip_p(gaps),
+    }
+
+
+# Means of tenths differ in their last bits.
+_EQUAL = 1e-9
+
+
+def sign_flip_p(gaps: Sequence[float]) -> float:
+    """Of all ways to give ``gaps`` signs, the share whose sum is at least as far from zero."""
+    found = abs(sum(gaps)) - _EQUAL
+    flips = itertools.product((1, -1), repeat=len(gaps))
+    sums = [sum(sign * gap for sign, gap in zip(signs, gaps, strict=True)) for signs in flips]
+    return sum(abs(total) >= found for total in sums) / len(sums)
+
+
+def write_study(summary: Mapping[str, Any], folder: Path) -> None:
+    """Write a study's file and pictures into ``folder/weizmann``, and the page of all studies."""
+    study = summary["study"]
+    target = folder / FOLDER
+    target.mkdir(parents=True, exist_ok=True)
+    write_atomically(target / f"{study}.json", (json.dumps(summary, indent=1) + "\n").encode())
+    names = _compared(study)
+    curves = {
+        summary["arms"][name]["label"]: mean_history(
+            [run["history"] for run in summary["runs"] if run["arm"] == name]
+        )
+        for name in names
+    }
+    chance = 1 / len(summary["arms"][names[0]]["classes"])
+    title = f"Weizmann, one person left out: mean of {_runs_each(summary)} runs each"
+    training_curves(curves, target / f"{study}_curves.png", title=title, chance=chance)
+    for name in names:
+        arm = summary["arms"][name]
+        confusion_matrix(
+            torch.tensor(arm["confusion"]),
+            arm["classes"],
+            target / _confusion_file(study, name),
+            title=f"{arm['label']}: Weizmann, one person left out",
+            subtitle=f"videos of all {_runs_each(summary)} runs; the weights after the last epoch",
+        )
+    write_atomically(folder / PAGE, render(read_studies(folder)).encode())
+
+
+def _runs_each(summary: Mapping[str, Any]) -> int:
+    name = _compared(summary["study"])[0]
+    return sum(run["arm"] == name for run in summary["runs"])
+
+
+def _confusion_file(study: str, arm: str) -> str:
+    return f"{study}_confusion_{arm}.png"
+
+
+def mean_history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The curves' mean over runs of equal length, epoch by epoch."""
+    keys = ("train_loss", "train_clip_top1", "val_loss", "clip_top1")
+    return [
+        {
+            "epoch": rows[0]["epoch"],
+            **{key: statistics.fmean(row[key] for row in rows) for key in keys if key in rows[0]},
+        }
+        for rows in zip(*histories, strict=True)
+    ]
+
+
+def read_studies(folder: Path) -> list[dict[str, Any]]:
+    """The studies that ``folder`` holds, in their order."""
+    paths = (folder / FOLDER / f"{study}.json" for study in STUDIES)
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+
+
+def render(studies: Sequence[Mapping[str, Any]]) -> str:
+    """The page of all studies, in Markdown."""
+    lines = [
+        "# Weizmann, leaving one person out",
+        "",
+        "Ten actions by nine people, 90 videos. A network learns from the videos of eight people"
+        " and is tested on those of the ninth: ten, so that one is worth ten points of a run."
+        " Tested are the weights after the last epoch, on 10 evenly spaced clips a video;"
+        " ± is the standard deviation over seeds of the mean over people. Made by"
+        " `python -m benchmarks.weizmann --publish` from the JSON files in"
+        f" [`{FOLDER}/`]({FOLDER}), which hold every run, its settings, versions, history and"
+        " predictions.",
+    ]
+    for study in studies:
+        lines += ["", f"## {_TITLES[study['study']]}", "", *_section(study)]
+    return "\n".join(lines) + "\n"
+
+
+_TITLES = {
+    "lopo": "Narrow networks, from scratch, equal budgets",
+    "full": "R(2+1)D-18 of full width",
+    "finetune": "Fine-tuned against from scratch, equal budgets",
+}
+
+
+_PILOTS = {
+    "lopo": "The settings were chosen in pilots on denis with seed 1000, which is none of the seeds"
+    " here, by the training loss: of learning rates 0.02, 0.05 and 0.1 the one that both networks"
+    " learnt best with; every third frame rather than every second, whose losses were no further"
+    " apart than those of two seeds; the whole picture rather than a 56x56 crop, which was tried on"
+    " f-R2D alone.",
+    "full": "The settings are those of the narrow networks; nothing was tuned for this one.",
+    "finetune": "Which five actions come first, and the budget, were chosen in pilots on denis,"
+    " eli, ira and lena with seed 1000, which is none of the seeds here. The other way round the"
+    " network had learnt the first five badly, and learnt the others from scratch as fast. With"
+    " twice the steps the advantage was left on one of two people (eli and ira). Generated videos"
+    " of moving shapes and of stick figures had not been learnt well enough to start from. So this"
+    " shows what a start is worth in a short budget, and no more; of the people, those four have"
+    " had a part in the choice.",
+}
+
+
+def _section(study: Mapping[str, Any]) -> list[str]:
+    names = _compared(study["study"])
+    arms = [study["arms"][name] for name in names]
+    seeds = list(arms[0]["video_top1"]["by_seed"])
+    people = list(arms[0]["by_person"])
+    lines = [
+        f"{len(people)} {'person' if len(people) == 1 else 'people'}, "
+        f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}.",
+        "",
+        "| | parameters | GMAC a clip | steps | clips seen | video@1 | clip@1 | training clip@1 |",
+        "|---|---|---|---|---|---|---|---|",
+        *map(_arm_row, arms),
+        "",
+        "| video@1 | " + " | ".join(people) + " |",
+        "|---|" + "---|" * len(people),
+        *(_person_row(arm["label"], arm["by_person"], people) for arm in arms),
+    ]
+    if "gap" in study:
+        gap = study["gap"]
+        lines += [
+            _person_row("gap", gap["by_person"], people, "+.1f"),
+            "",
+            f"{arms[0]['label']} minus {arms[1]['label']}: {_points(gap['mean'])} points of"
+            f" video@1, ± {_points(gap['std_over_seeds'])} over seeds and"
+            f" ± {_points(gap['std_over_people'])} over people; better on {gap['better']} people,"
+            f" equal on {gap['equal']}, worse on {gap['worse']}; exact sign-flip test over people:"
+            f" p = {gap['sign_flip_p']:.3f}.",
+        ]
+    for name, arm in study["arms"].items():
+        if name not in names:
+            lines += ["", _pretraining(arm, arms[0]["classes"])]
+    pictures = [("curves", f"{study['study']}_curves.png")]
+    pictures += [
+        (f"confusion, {arm['label']}", _confusion_file(study["study"], name))
+        for name, arm in zip(names, arms, strict=True)
+    ]
+    return [
+        *lines,
+        "",
+        _PILOTS[study["study"]],
+        "",
+        "Settings: " + "; ".join(_settings(arm) for arm in study["arms"].values()) + ".",
+        "",
+        *(f"![{text}]({FOLDER}/{file})" for text, file in pictures),
+        "",
+        _made(study["runs"]),
+    ]
+
+
+def _arm_row(arm: Mapping[str, Any]) -> str:
+    cells = [
+        arm["label"],
+        f"{arm['parameters']:,}",
+        f"{arm['gmacs']:.3f}",
+        str(arm["steps"]),
+        f"{arm['clips']:,}",
+        *(_percent(arm[figure]) for figure in ("video_top1", "clip_top1", "train_clip_top1")),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _percent(figure: Mapping[str, Any]) -> str:
+    spread = "" if figure["std"] is None else f" ± {100 * figure['std']:.1f}"
+    return f"{100 * figure['mean']:.1f} %{spread}"
+
+
+def _points(value: float | None) -> str:
+    return "?" if value is None else f"{100 * value:.1f}"
+
+
+def _person_row(
+    label: str, figures: Mapping[str, float], people: Sequence[str], form: str = ".1f"
+) -> str:
+    return f"| {label} | " + " | ".join(f"{100 * figures[one]:{form}}" for one in people) + " |"
+
+
+def _pretraining(arm: Mapping[str, Any], learns: Sequence[str]) -> str:
+    return (
+        f"The weights to start from: {arm['clips']:,} clips ({arm['steps']} steps) of"
+        f" {', '.join(arm['classes'])} by the same eight people, for each person left out and each"
+        f" seed, which gives {_percent(arm['video_top1'])} of video@1 on these. Then compared, on"
+        f" the other five: {', '.join(learns)}. The person left out is in no training set."
+    )
+
+
+def _settings(arm: Mapping[str, Any]) -> str:
+    values = arm["settings"]
+    height, width = values["crop"]
+    return (
+        f"{arm['label']} as in `{arm['config']}` (`{values['model']}`, width"
+        f" {values['width'] or 64}, clips of {values['clip_len']}x{height}x{width}, batches of"
+        f" {values['batch_size']}, lr {values['lr']}, {values['schedule']})"
+    )
+
+
+def _made(runs: Runs) -> str:
+    environments = [run["environment"] for run in runs]
+    commits = dict.fromkeys(str(one["git"]) for one in environments)
+    machines = dict.fromkeys(
+        f"{', '.join(one['gpus']) or one['cpu']}, torch {one['torch']}" for one in environments
+    )
+    hours = sum(_seconds(run) for run in runs) / 3600
+    return (
+        f"Made on {'; '.join(machines)}; {len(runs)} runs, {hours:.1f} hours together;"
+        f" commit {', '.join(commit[:10] for commit in commits)}."
+    )

@@ -1,0 +1,104 @@
+"""Training as curves."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from r21d.plots.figure import BLUE, FAINT, GRID, INK, WIDTH, add_axes, new_figure, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_RUNS = (BLUE, "#d1622b", "#2da44e", "#8250df", "#bf3989", "#57606a")
+
+
+def training_curves(
+    history: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Mapping[str, Any]]],
+    path: str | os.PathLike[str],
+    *,
+    title: str = "",
+    chance: float | None = None,
+    bound: tuple[str, float] | None = None,
+) -> None:
+    """Write a PNG with the loss on the left and clip@1 on the right, over the epochs.
+
+    ``history`` is what `r21d.training.train` returns, or several of them by the name of the run.
+    Of each row it uses ``epoch``, ``train_loss`` and ``train_clip_top1`` (thin lines) and, where
+    there was validation, ``val_loss`` and ``clip_top1`` (thick lines). ``chance`` and ``bound`` =
+    (name, accuracy) draw dashed lines. The file appears whole or not at all. Raises ValueError
+    when there are no rows.
+    """
+    runs = dict(history) if isinstance(history, Mapping) else {"": history}
+    if not runs or not all(runs.values()):
+        raise ValueError("history is empty: there is nothing to draw before the first epoch")
+    figure = new_figure(WIDTH, 4.7 if title else 4.2)
+    if title:
+        figure.text(0.068, 0.93, title, fontsize=14, fontweight="bold", color=INK)
+    loss = add_axes(figure, 0.75, 0.65, 4.3, 3.0)
+    accuracy = add_axes(figure, 6.1, 0.65, 4.6, 3.0)
+    for (name, rows), colour in zip(runs.items(), _cycle(len(runs)), strict=True):
+        _draw_pair(loss, rows, "train_loss", "val_loss", name, colour)
+        _draw_pair(accuracy, rows, "train_clip_top1", "clip_top1", name, colour)
+    last = max(row["epoch"] for rows in runs.values() for row in rows)
+    for axes, label in ((loss, "loss"), (accuracy, "clip@1")):
+        style(axes, label, last)
+    accuracy.set_ylim(0, 1.03)
+    accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    lines = [("chance", chance)] if chance is not None else []
+    for text, level in [*lines, *([bound] if bound is not None else [])]:
+        accuracy.axhline(level, color=FAINT, linestyle=(0, (5, 4)), linewidth=1)
+        accuracy.text(
+            1.0,
+            level + 0.012,
+            f"{text} {level:.1%}",
+            transform=accuracy.get_yaxis_transform(),
+            ha="right",
+            fontsize=8,
+            color=FAINT,
+        )
+    loss.legend(frameon=False, fontsize=9, labelcolor=INK)
+    save(figure, path)
+
+
+def _draw_pair(
+    axes: Axes,
+    rows: Sequence[Mapping[str, Any]],
+    train: str,
+    held_out: str,
+    name: str,
+    colour: str,
+) -> None:
+    for key, kind, width, alpha in ((train, "training", 1.2, 0.55), (held_out, "held out", 2.4, 1)):
+        points = [(row["epoch"], row[key]) for row in rows if key in row]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True),
+                color=colour,
+                linewidth=width,
+                alpha=alpha,
+                marker="o" if len(points) == 1 else None,
+                label=f"{name}, {kind}" if name else kind,
+            )
+
+
+def style(axes: Axes, label: str, last_epoch: int) -> None:
+    """A panel over epochs, named ``label``."""
+    axes.set_title(label, loc="left", fontsize=11, color=INK)
+    axes.set_xlabel("epoch", fontsize=9, color=FAINT)
+    axes.set_xlim(1 - 0.02 * last_epoch, last_epoch * 1.02)
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+    step = math.ceil(last_epoch / 10)
+    axes.set_xticks([1, *range(1 + step, last_epoch + 1, step)])
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=9, labelcolor=FAINT)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+
+
+def _cycle(count: int) -> list[str]:
+    return [_RUNS[i % len(_RUNS)] for i in range(count)]
