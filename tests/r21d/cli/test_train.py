@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.train_runs import NARROW, SMALL, at_step, rows, train
+from cli.train_runs import NARROW, SMALL, at_step, rows, train, unwritten_reports
 from small_sets import small_set
 
 from r21d.cli import main
@@ -28,10 +28,7 @@ from r21d.weights import load_checkpoint, save_checkpoint
 @pytest.fixture(autouse=True)
 def reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
     """Folders of which a report would have been written."""
-    written: list[Path] = []
-    monkeypatch.setattr("r21d.training.report.write_report", written.append)
-    monkeypatch.chdir(tmp_path)
-    return written
+    return unwritten_reports(monkeypatch, tmp_path)
 
 
 @pytest.fixture

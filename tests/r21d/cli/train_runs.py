@@ -23,6 +23,14 @@ def train(*arguments: str, code: int = 0) -> None:
     assert main(["train", *arguments]) == code
 
 
+def unwritten_reports(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Path]:
+    """Work in ``folder`` and write no report; fills with the folders that one was asked for."""
+    asked: list[Path] = []
+    monkeypatch.setattr("r21d.training.report.write_report", asked.append)
+    monkeypatch.chdir(folder)
+    return asked
+
+
 def rows(out: str) -> list[dict[str, Any]]:
     """The history of a run, without its times."""
     lines = Path(out, "history.jsonl").read_text().splitlines()
