@@ -20,6 +20,7 @@ from r21d.cli.data import add_data, check_index, splits, video_list
 from r21d.cli.errors import SOME_FAILED_EXIT, UserError, print_error, printable, user_errors
 from r21d.cli.eval_report import as_json, picture_titles, print_mean, print_result
 from r21d.cli.outputs import PICTURE, RESULT, SCORES, check_output
+from r21d.cli.peers import speak_of_own_files_alone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
                 raise UserError(str(error)) from error
         # The first process alone speaks and fails, also of what went wrong in another: if this one
         # failed, too, torchrun would end the first, maybe before it has said why.
-        logging.disable(logging.WARNING)
+        speak_of_own_files_alone()
         with contextlib.suppress(RankFailed, *user_errors()):
             _run(args, ranks)
         return 0

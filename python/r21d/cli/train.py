@@ -21,6 +21,7 @@ from r21d.cli.errors import (
     printable,
     user_errors,
 )
+from r21d.cli.peers import speak_of_own_files_alone
 from r21d.cli.train_data import (
     VAL_FRACTION,
     data_options,
@@ -35,9 +36,11 @@ from r21d.cli.train_folder import (
     check_videos,
     chosen_device,
     go_on,
+    launched_by,
     resumes,
     run_folder,
     settings,
+    write_launch,
 )
 from r21d.cli.training_options import ListConfigs, add_settings
 from r21d.training.protocol import DEFAULT_SOURCE, RunConfig, dump_config
@@ -136,14 +139,14 @@ def run(args: argparse.Namespace) -> int:
         config = settings(args, out)
         with training_ranks(device_kind(chosen_device(config))) as ranks:
             if ranks.rank:
-                # The first process alone speaks of what concerns all.
-                logging.disable(logging.WARNING)
+                speak_of_own_files_alone()
             if args.resume and getattr(args, "weights", None) is not None:
                 _log.warning("--weights is not read: the run goes on with its own")
-            resume = resumes(args, out, ranks)
+            launch = launched_by(ranks)
+            resume = resumes(args, out, launch, ranks)
             # The folder may be on the first one's machine alone, and with it the run's settings.
             config = ranks.from_first(config)
-            training = _Training(args, config, out, resume, ranks)
+            training = _Training(args, config, out, resume, launch, ranks)
             training.run(chosen_device(config))
             return 0
     except TrainingStopped as stopped:
@@ -151,12 +154,13 @@ def run(args: argparse.Namespace) -> int:
             return 0
         print_error(f"{stopped}; {go_on(out)}")
         return 128 + stopped.signal
-    except user_errors() as error:
+    except (RankFailed, *user_errors()) as error:
         if not _is_first():
             return _fail_after_the_first(error)
         if not isinstance(error, RankFailed):
             raise
-        print_error(one_line(UserError(f"{error}; {go_on(out)}")))
+        begun = training is not None and (training.started or training.resume)
+        print_error(one_line(error) + (f"; {go_on(out)}" if begun else ""))
         return USAGE_EXIT
     finally:
         # Last: torchrun ends this process soon after another has died.
@@ -190,10 +194,16 @@ class _Training:
     """One call of the command, in one of its processes."""
 
     def __init__(
-        self, args: argparse.Namespace, config: RunConfig, out: Path, resume: bool, ranks: Ranks
+        self,
+        args: argparse.Namespace,
+        config: RunConfig,
+        out: Path,
+        resume: bool,
+        launch: list[str],
+        ranks: Ranks,
     ) -> None:
         self.args, self.config, self.out, self.resume = args, config, out, resume
-        self.ranks = ranks
+        self.launch, self.ranks = launch, ranks
         self.description: dict[str, Any] = {}
         # Whether the folder is this run's, and whether its report tells of the last epoch.
         self.started = self.reported = False
@@ -299,6 +309,7 @@ class _Training:
         config = located(self.config)
         write_atomically(self.out / CONFIG_FILE, dump_config(config).encode())
         append_environment(self.out / ENVIRONMENT_FILE, anew=not self.resume)
+        write_launch(self.out, self.launch)
         self.started = True
 
     def _on_epoch(self, row: dict[str, Any]) -> None:
@@ -335,14 +346,14 @@ class _Training:
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
-    """One epoch's row of the history as a line of text."""
+    """One epoch's row of the history as a line of text, of 80 columns where losses are below 10."""
     line = (
-        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['train_loss']:.3f}  "
-        f"clip@1 {row['train_clip_top1']:6.1%}"
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs} loss {row['train_loss']:.3f} "
+        f"clip@1 {row['train_clip_top1']:5.1%}"
     )
     if "val_loss" in row:
         line += (
-            f"  |  held out: loss {row['val_loss']:.3f}  clip@1 {row['clip_top1']:6.1%}  "
-            f"video@1 {row['video_top1']:6.1%}"
+            f" | val loss {row['val_loss']:.3f} clip@1 {row['clip_top1']:5.1%} "
+            f"video@1 {row['video_top1']:5.1%}"
         )
     return line

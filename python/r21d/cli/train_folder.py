@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r21d.atomic import write_atomically
 from r21d.cli.errors import UserError, printable
 from r21d.cli.outputs import check_folder
 from r21d.cli.training_options import given_settings
 from r21d.training.protocol import RunConfig, list_configs, load_config
-from r21d.training.run_folder import CONFIG_FILE, OLD_STATE_FILE, held_run, state_files
+from r21d.training.run_folder import (
+    CONFIG_FILE,
+    LAUNCH_FILE,
+    OLD_STATE_FILE,
+    held_run,
+    state_files,
+)
 
 if TYPE_CHECKING:
     from r21d.evaluation.distributed import Ranks
@@ -55,27 +63,52 @@ def chosen_device(config: RunConfig) -> str | None:
     return config.train.device if "device" in config.sources else None
 
 
-def resumes(args: argparse.Namespace, out: Path, ranks: Ranks) -> bool:
+def launched_by(ranks: Ranks) -> list[str]:
+    """What has started these processes and would restart them: a torchrun on each machine."""
+    # torchrun names a new folder at each start, in which each restart has one of its own.
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    starter = str(Path(file).parent.parent.parent) if file else str(os.getppid())
+    return sorted(set(ranks.gather(f"{platform.node()} {starter}")))
+
+
+def write_launch(out: Path, launch: list[str]) -> None:
+    """Note in the run's folder what `launched_by` has told."""
+    write_atomically(out / LAUNCH_FILE, os.fsencode("".join(f"{line}\n" for line in launch)))
+
+
+def _is_own(out: Path, launch: list[str]) -> bool:
+    """Whether one of those that started the run in ``out`` is among ``launch``."""
+    try:
+        started = os.fsdecode((out / LAUNCH_FILE).read_bytes())
+    except FileNotFoundError:
+        return False
+    return not set(launch).isdisjoint(started.splitlines())
+
+
+def resumes(args: argparse.Namespace, out: Path, launch: list[str], ranks: Ranks) -> bool:
     """Whether to go on with the run that ``out`` holds, for all processes alike.
+
+    That is asked for by ``--resume``, or torchrun has restarted the processes and the run there is
+    one that it has begun (``launch``, see `launched_by`): another one, at which the first start
+    was refused, is not this one's.
 
     Raises:
         UserError: ``--resume``, and it holds none; or it cannot be a folder.
     """
-    # torchrun has restarted what failed: --overwrite has been heeded by then. It counts by machine,
-    # and where the others' processes failed alone its count is zero.
+    # It counts by machine, and where the others' processes failed alone its count is zero.
     restarts = ranks.gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
-    holds = False
+    holds = own = False
     with ranks.together():
         if ranks.rank == 0:
             check_folder("--out", out)
             holds = bool(state_files(out))
+            own = holds and _is_own(out, launch)
             if args.resume and not holds and not (out / OLD_STATE_FILE).exists():
                 raise UserError(
                     f"there is no run to resume in {printable(out)}: --out names the folder of "
                     "one; without --resume a new run starts"
                 )
-    holds = ranks.from_first(holds)
-    return args.resume or (any(restarts) and holds)
+    return args.resume or (any(restarts) and ranks.from_first(own))
 
 
 def check_new(out: Path, config: RunConfig, overwrite: bool) -> None:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from r21d.processes import fresh_processes
+
 if TYPE_CHECKING:
     from r21d.evaluation.evaluate import ClipDataset
 
@@ -89,9 +91,10 @@ def worker_options(workers: int, fresh: bool) -> dict[str, Any]:
     ``fresh`` workers are no copies of this process, whose other threads, those of
     torch.distributed, say, might hold a lock that a copy waits for in vain.
     """
+    context = fresh_processes(["r21d.video", __name__]) if workers and fresh else None
     return {
         "num_workers": workers,
-        "multiprocessing_context": _fresh_processes() if workers and fresh else None,
+        "multiprocessing_context": context,
         "worker_init_fn": _begin,
     }
 
@@ -179,25 +182,6 @@ def worker_deaths() -> Iterator[None]:
             " /dev/shm; lower workers (--workers), or give a container more (--shm-size). Several"
             ' processes also need a script\'s own code to be under if __name__ == "__main__"'
         ) from error
-
-
-def _fresh_processes() -> Any:
-    """How to start processes that are no copies of this one."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    from multiprocessing.forkserver import ensure_running
-
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["r21d.video", __name__])
-    # A script without its guard runs again in each: without the address it cannot join the group
-    # there in this process's place, at which all would wait for ever, but fails.
-    address = os.environ.pop("MASTER_ADDR", None)
-    try:
-        ensure_running()
-    finally:
-        if address is not None:
-            os.environ["MASTER_ADDR"] = address
-    return context
 
 
 def _requests(dataset: Any, video: int) -> list[_Request]:

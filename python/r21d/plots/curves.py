@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from r21d.plots.figure import BLUE, FAINT, GRID, INK, WIDTH, add_axes, new_figur
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_BESIDE = 12
+"""Letters of type of 8 points that fit beside the right panel."""
 _RUNS = (BLUE, "#d1622b", "#2da44e", "#8250df", "#bf3989", "#57606a")
 
 
@@ -38,7 +41,7 @@ def training_curves(
     if title:
         figure.text(0.068, 0.93, title, fontsize=14, fontweight="bold", color=INK)
     loss = add_axes(figure, 0.75, 0.65, 4.3, 3.0)
-    accuracy = add_axes(figure, 6.1, 0.65, 4.6, 3.0)
+    accuracy = add_axes(figure, 5.8, 0.65, 4.3, 3.0)
     for (name, rows), colour in zip(runs.items(), _cycle(len(runs)), strict=True):
         _draw_pair(loss, rows, "train_loss", "val_loss", name, colour)
         _draw_pair(accuracy, rows, "train_clip_top1", "clip_top1", name, colour)
@@ -47,18 +50,9 @@ def training_curves(
         style(axes, label, last)
     accuracy.set_ylim(0, 1.03)
     accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    lines = [("chance", chance)] if chance is not None else []
-    for text, level in [*lines, *([bound] if bound is not None else [])]:
-        accuracy.axhline(level, color=FAINT, linestyle=(0, (5, 4)), linewidth=1)
-        accuracy.text(
-            1.0,
-            level + 0.012,
-            f"{text} {level:.1%}",
-            transform=accuracy.get_yaxis_transform(),
-            ha="right",
-            fontsize=8,
-            color=FAINT,
-        )
+    for text, level in [("chance", chance), bound or ("", None)]:
+        if level is not None:
+            draw_level(accuracy, text, level)
     loss.legend(frameon=False, fontsize=9, labelcolor=INK)
     save(figure, path)
 
@@ -98,6 +92,14 @@ def style(axes: Axes, label: str, last_epoch: int) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
+
+
+def draw_level(axes: Axes, text: str, level: float) -> None:
+    """A dashed line, named beside the panel: within, curves may cross it anywhere."""
+    axes.axhline(level, color=FAINT, linestyle=(0, (5, 4)), linewidth=1)
+    place = axes.get_yaxis_transform()
+    told = "\n".join([*textwrap.wrap(text, _BESIDE), f"{level:.1%}"])
+    axes.text(1.01, level, told, transform=place, va="center", fontsize=8, color=FAINT)
 
 
 def _cycle(count: int) -> list[str]:

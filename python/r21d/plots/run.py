@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from r21d.plots.curves import style
-from r21d.plots.figure import BLUE, FAINT, INK, WIDTH, add_axes, new_figure, save
+from r21d.plots.curves import draw_level, style
+from r21d.plots.figure import BLUE, INK, WIDTH, add_axes, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +52,7 @@ def run_curves(
     loss = add_axes(figure, 0.75, low, 4.3, 3.0)
     _draw_loss(loss, history, _by_epoch(history, steps, "loss"))
     _over_epochs(loss, "loss", history, steps)
-    accuracy = add_axes(figure, 6.1, low, 4.6, 3.0)
+    accuracy = add_axes(figure, 5.8, low, 4.3, 3.0)
     _draw_accuracy(accuracy, history, chance)
     _over_epochs(accuracy, "accuracy", history, steps)
     accuracy.set_ylim(0, 1.03)
@@ -104,10 +104,7 @@ def _draw_accuracy(axes: Axes, history: Sequence[Mapping[str, Any]], chance: flo
             label=f"best: {best['video_top1']:.1%}, epoch {best['epoch']}",
         )
     if chance is not None:
-        axes.axhline(chance, color=FAINT, linestyle=(0, (5, 4)), linewidth=1)
-        place = axes.get_yaxis_transform()
-        text = f"chance {chance:.1%}"
-        axes.text(1.0, chance + 0.012, text, transform=place, ha="right", fontsize=8, color=FAINT)
+        draw_level(axes, "chance", chance)
 
 
 def _draw_small(

@@ -52,9 +52,25 @@ def build_model(
     model.classes = list(classes)
     if source is not None:
         # The classes are known to it beforehand: as many others need a fresh head, too.
-        weights.load_weights(model, source, adapt=True)
+        try:
+            weights.load_weights(model, source, adapt=True)
+        except ValueError as error:
+            if start is None or not (others := _other_options(config, start)):
+                raise
+            raise ValueError(
+                f"{config.model.weights} holds a {start.config['name']} that does not fit what is "
+                f"chosen: leave {' and '.join(others)} out, which the weights decide"
+            ) from error
         model.classes = list(classes)
     return model if config.model.fused else as_stock(model)
+
+
+def _other_options(config: RunConfig, start: Checkpoint) -> list[str]:
+    """The keys of the options that ``config`` chooses and that the weights have otherwise."""
+    held, names = start.config, {"widths": "width", "stem_channels": "width"}
+    options = config.model.options().items()
+    other = [names.get(name, name) for name, value in options if held.get(name) != value]
+    return list(dict.fromkeys(name for name in other if name != "dropout"))
 
 
 def load_start(config: RunConfig) -> Checkpoint | None:

@@ -27,6 +27,7 @@ NATIVE = "native"
 """How they spell it for ``frame_rate``: the video's own."""
 DEFAULT_SOURCE = "default"
 COMMAND_LINE = "command line"
+_FOLLOWED = "as batch_size"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +252,9 @@ def load_config(
     if name_or_path is not None:
         for path in _chain(_find(name_or_path, Path())):
             values, comments = _read(path)
-            given |= values
+            # A run's own file holds it; nobody has chosen it.
+            followed = {"eval_batch_size"} if comments.get("eval_batch_size") == _FOLLOWED else ()
+            given |= {name: value for name, value in values.items() if name not in followed}
             try:
                 config = config.changed(values, str(path))
             except ValueError as error:
@@ -265,7 +268,7 @@ def load_config(
     if "batch_size" in given and "eval_batch_size" not in given:
         # What is chosen for memory in training is good for memory in validation.
         size = {"eval_batch_size": config.train.batch_size}
-        config = config.changed(size, "as batch_size")
+        config = config.changed(size, _FOLLOWED)
     return config
 
 

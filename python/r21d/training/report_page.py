@@ -147,7 +147,8 @@ def _classes(run: Run, matrix: bytes | None) -> str:
         "</td></tr>"
         for name, (right, total) in order
     )
-    table = f"<div class=scroll><table><tbody>{rows}</tbody></table></div>"
+    caption = "<caption class=faint>classes, from the least to the most often right</caption>"
+    table = f"<div class=scroll><table>{caption}<tbody>{rows}</tbody></table></div>"
     return f"<div class=pair>{_picture(matrix, 'confusion matrix')}{table}</div>\n"
 
 

@@ -175,7 +175,7 @@ class Run:
                 self.skipped += 1
                 log.skipped(self.step)
             log.advance(self.step, self.global_batch)
-            if self.step % self.config.log_steps == 0:
+            if self._is_logged():
                 self._log_step(log)
             if number:
                 self._save()
@@ -184,6 +184,11 @@ class Run:
             every = self.config.checkpoint_steps
             if every and self.step % every == 0 and self.step % self.epoch_steps:
                 self._save()
+
+    def _is_logged(self) -> bool:
+        """Whether a row of the steps' log is due: also of the first, and of each epoch's last."""
+        every = self.step % self.config.log_steps == 0
+        return every or self.step in (1, self.total) or self.step % self.epoch_steps == 0
 
     def _log_step(self, log: RunLog) -> None:
         sums = torch.tensor(self.ranks.gather(self.learner.found.tolist()), dtype=torch.float64)

@@ -34,6 +34,8 @@ BEST_RESULT_FILE = "best.json"
 STATES_FOLDER = "states"
 """What resuming reads."""
 LOCK_FILE = ".lock"
+LAUNCH_FILE = ".launch"
+"""Who has started the run's processes, by which a restart knows the run for its own."""
 OLD_STATE_FILE = "state.safetensors"
 """The state of runs before ``states``."""
 

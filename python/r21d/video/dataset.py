@@ -49,10 +49,10 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
     that are known to be damaged (a full index has decoded them to the end) are warned about once,
     left out of ``samples`` and listed in ``failed`` as ``(path, reason)``; ``missing`` are files
     which the list, or for a folder its index, knows and that are not there. A file that turns out
-    broken or damaged only when it is read raises VideoError in test; in training it is warned
-    about each time, another video is drawn instead, and ``replaced`` counts that (in the process
-    that reads; worker processes have counts of their own). ``strict=True`` stops instead, with
-    VideoError, in all of these cases but that of ``missing``.
+    broken or damaged only when it is read raises VideoError in test; in training another video is
+    drawn instead each time, which ``replaced`` counts, and the first time it is warned about (in
+    the process that reads; worker processes have counts and warnings of their own).
+    ``strict=True`` stops instead, with VideoError, in all of these cases but that of ``missing``.
 
     Training's random draws depend on ``seed`` and on torch's global generator alone, so
     ``torch.manual_seed`` makes them repeatable and restoring torch's state resumes them. A
@@ -100,6 +100,7 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
         self.decoder = decoder
         self.threads = threads
         self.replaced = 0
+        self._warned: set[Path] = set()
         # Shared, so that worker processes that outlive an epoch hear of the next one.
         self._epoch = torch.tensor(-1).share_memory_()
         self._cache: dict[int, _DecodedVideo] | None = {} if cache else None
@@ -133,7 +134,10 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
                 if self.strict:
                     raise
                 self.replaced += 1
-                logger.warning("another video is drawn instead: %s", error)
+                path = self.samples[candidate][0]
+                if path not in self._warned:
+                    self._warned.add(path)
+                    logger.warning("another video is drawn instead: %s", error)
                 continue
             transform = ClipTransform(
                 self.spec, True, self.flip, generator, normalize=self.normalize

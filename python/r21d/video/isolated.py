@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
+
+from r21d.processes import fresh_processes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -72,15 +73,7 @@ class _Worker(Generic[Item, Result]):
     """A process, and what it works on: ``task`` holds one item, or none before the first."""
 
     def __init__(self, function: Callable[[Item], Result]) -> None:
-        # A server without threads forks the processes: forking this one could copy a lock that a
-        # thread of torch or FFmpeg holds, and starting each afresh takes seconds of imports.
-        methods = multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context(
-            "forkserver" if "forkserver" in methods else "spawn"
-        )
-        if "forkserver" in methods:
-            context.set_forkserver_preload([function.__module__])
-            _start_server()
+        context = fresh_processes([function.__module__])
         self.task: tuple[Item] | tuple[()] = ()
         self.connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, function), daemon=True)
@@ -106,20 +99,6 @@ class _Worker(Generic[Item, Result]):
         self.connection.close()
         self._process.terminate()
         self._process.join()
-
-
-def _start_server() -> None:
-    """Start the server deaf to SIGINT, which would otherwise end its imports with a traceback.
-
-    Blocked signals stay so in what is started meanwhile; to this process they come afterwards.
-    """
-    from multiprocessing import forkserver  # not on every system
-
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:

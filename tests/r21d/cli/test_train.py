@@ -17,6 +17,7 @@ from r21d.cli import train as train_command
 from r21d.cli.dry_run import describe_steps
 from r21d.cli.train_data import open_datasets
 from r21d.cli.training_options import ELSEWHERE, given_settings
+from r21d.evaluation.distributed import RankFailed
 from r21d.models import create_model
 from r21d.training import TrainConfig
 from r21d.training.protocol import KEYS, load_config
@@ -208,6 +209,30 @@ def test_a_signal_ends_the_step_and_saves(
     assert max(state_files("run")) == 1 and reports == [Path("run")]
     train("--resume", "--out", "run")
     assert len(rows("run")) == 2
+
+
+def test_another_process_that_failed_is_told_in_a_line(
+    videos: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RankFailed("process 1 of 2:\nno room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_command, "open_datasets", fail)
+        train(videos, *SMALL.split(), "--out", "run", code=2)
+    assert capsys.readouterr().err == "r21d: error: process 1 of 2: no room\n"
+    at_step(1, monkeypatch, fail)
+    train(videos, *SMALL.split(), "--out", "run", code=2)
+    told = "; go on with: r21d train --resume --out run"
+    assert capsys.readouterr().err == f"r21d: error: process 1 of 2: no room{told}\n"
+    # In that one itself.
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(train_command, "open_datasets", fail)
+    monkeypatch.setattr(train_command, "_MOMENT", 0.0)
+    train(videos, *SMALL.split(), "--out", "other", code=2)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_report_that_cannot_be_written_ends_no_run(

@@ -27,7 +27,7 @@ from small_sets import small_set
 
 from r21d.cli import main
 from r21d.cli import train as train_command
-from r21d.cli.train_folder import resumes
+from r21d.cli.train_folder import resumes, write_launch
 from r21d.evaluation.distributed import Ranks
 from r21d.models import create_model
 from r21d.training.protocol import load_config
@@ -137,6 +137,32 @@ def test_a_restart_by_torchrun_goes_on_by_itself(
         assert "epoch 1/2" not in capsys.readouterr().out
         assert rows("run") == rows("whole") and same(weights("run"), weights("whole"))
         monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
+
+
+def test_a_restart_by_torchrun_leaves_the_run_of_another_start_alone(
+    videos: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first start is refused, or dies before it begins; so do those that follow it."""
+
+    def started(launch: str, restarts: int) -> None:
+        file = f"/tmp/{launch}/attempt_{restarts}/0/error.json"
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", file)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restarts))
+
+    arguments = [videos, *SMALL.split(), "--out", "run"]
+    started("old", 0)
+    train(*arguments, "--max-steps", "3")
+    before = weights("run")
+    for restarts in (0, 1):
+        started("new", restarts)
+        assert "already holds a run" in refused(capsys, *arguments)
+    assert same(weights("run"), before)
+    started("old", 1)
+    train(*arguments)
+    assert "epoch 1/2" not in capsys.readouterr().out
+    started("new", 1)
+    train(*arguments, "--overwrite")
+    assert "epoch 1/2" in capsys.readouterr().out
 
 
 def test_the_name_of_a_configuration_finds_its_run(
@@ -316,9 +342,12 @@ class _OtherMachine(Ranks):
 
 def test_a_restart_on_one_machine_is_one_for_all(tmp_path: Path) -> None:
     arguments = argparse.Namespace(resume=False)
-    assert not resumes(arguments, tmp_path, _OtherMachine())
+    assert not resumes(arguments, tmp_path, ["a", "b"], _OtherMachine())
     (tmp_path / "states").mkdir()
     (tmp_path / "states" / "step_000000001.safetensors").write_bytes(b"")
     assert state_files(tmp_path)
-    assert resumes(arguments, tmp_path, _OtherMachine())
-    assert not resumes(arguments, tmp_path, Ranks())
+    # Of two machines that have begun it one may have been replaced.
+    write_launch(tmp_path, ["a", "b"])
+    assert resumes(arguments, tmp_path, ["b", "c"], _OtherMachine())
+    assert not resumes(arguments, tmp_path, ["c"], _OtherMachine())
+    assert not resumes(arguments, tmp_path, ["a", "b"], Ranks())

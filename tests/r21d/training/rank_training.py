@@ -38,14 +38,19 @@ HALF = replace(CONFIG, batch_size=BATCH // 2)
 
 
 class Noise(Dataset[tuple[Tensor, int, int]]):
-    """Noise of three brightnesses. Item ``poisoned`` is NaN; ``stop`` is asked by 5."""
+    """Noise of three brightnesses. Item ``poisoned`` is NaN; read ``reads`` asks to ``stop``."""
 
     classes: ClassVar[list[str]] = ["bright", "medium", "dark"]
 
-    def __init__(self, poisoned: int | None = None, stop: StopRequest | None = None) -> None:
+    def __init__(
+        self,
+        poisoned: int | None = None,
+        stop: StopRequest | None = None,
+        reads: int = 5 * (BATCH // 2),
+    ) -> None:
         self.poisoned = poisoned
         self.stop = stop
-        self.reads = 0
+        self.left = reads
 
     def __len__(self) -> int:
         return 24
@@ -53,8 +58,8 @@ class Noise(Dataset[tuple[Tensor, int, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         if index >= len(self):
             raise IndexError(index)
-        self.reads += 1
-        if self.stop is not None and self.reads == 5 * (BATCH // 2):
+        self.left -= 1
+        if self.stop is not None and self.left == 0:
             self.stop.requested = signal.SIGTERM
         label = index % 3
         noise = 0.7 * torch.randn(1, 3, 4, 16, 16) + 0.4 * (1 - label)
@@ -127,6 +132,16 @@ def stopped(rank: int, folder: Path) -> dict[str, Any]:
     return {"told": told, "full": full, "same": same and whole == resumed, "history": whole}
 
 
+def left(rank: int, folder: Path) -> list[Any]:
+    """The second process is asked to stop amid the validation, which is then made anew."""
+    config, out = replace(HALF, epochs=1), folder / "left"
+    stop = StopRequest()
+    tested = Noise(stop=stop if rank == 1 else None, reads=3)
+    told = outcome(lambda: train(network(), Noise(), tested, config, out=out, stop=stop))
+    (row,) = train(network(), Noise(), Noise(), config, out=out, resume=True)
+    return [told, row["step"], "video_top1" in row]
+
+
 def fail(descriptor: int) -> None:
     """A disk without room for the next checkpoint."""
     if "last.safetensors" in os.readlink(f"/proc/self/fd/{descriptor}"):
@@ -184,6 +199,7 @@ def main(rank: int, folder: Path) -> None:
         "shared": shared(),
         "apart": apart(),
         "stopped": stopped(rank, folder),
+        "left": left(rank, folder),
         "held": held(folder),
         "poisoned": poisoned(rank),
         "whole": command(arguments(folder, "whole")),

@@ -114,3 +114,17 @@ def test_the_same_classes_keep_the_head(pretrained: Path) -> None:
     body = [name for name in same.state_dict() if not name.startswith("fc.")]
     for name in body:
         assert torch.equal(same.state_dict()[name], others.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [({"width": 8}, "leave width out"), ({"width": 8, "eps": 0.5}, "leave eps and width out")],
+)
+def test_options_that_the_weights_decide_are_named(
+    pretrained: Path, chosen: dict[str, Any], told: str
+) -> None:
+    config = load_config(None, {"weights": str(pretrained), "clip_len": 4, "dropout": 0.5} | chosen)
+    with pytest.raises(
+        ValueError, match=f"holds a r2plus1d_18 that does not fit .*: {told}, which"
+    ):
+        build_model(config, _Greys.classes)

@@ -28,6 +28,7 @@ from training.shades import (
 
 from r21d.models import create_model
 from r21d.training import TrainConfig, TrainingDiverged, learning_rate, train
+from r21d.training.logs import read_csv
 from r21d.training.results import is_best
 from r21d.video import InputSpec
 from r21d.video.transforms import Normalize
@@ -51,7 +52,8 @@ def test_learns_and_writes_its_files(tmp_path: Path) -> None:
     assert states == [f"step_0000000{step}.safetensors" for step in (30, 33, 36)]
     lines = (tmp_path / "history.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == history
-    assert len((tmp_path / "steps.csv").read_text().splitlines()) == 1 + 36 // 10
+    logged = [int(row["step"]) for row in read_csv(tmp_path / "steps.csv")]
+    assert logged == [step for step in range(1, 37) if step == 1 or step % 10 == 0 or step % 3 == 0]
     saved = load_checkpoint(tmp_path / "last.safetensors")
     assert saved.classes == Shades.classes
     assert saved.input == val_set.spec.to_dict()
@@ -128,6 +130,13 @@ def test_each_step_is_logged_and_learns_at_the_schedules_rate(tmp_path: Path) ->
         assert row["train_loss"] == pytest.approx(sum(step["loss"] for step in own) / 3)
         assert row["train_clip_top1"] == pytest.approx(sum(step["clip_top1"] for step in own) / 3)
         assert all(step["grad_norm"] > 0 for step in own)
+
+
+def test_a_run_shorter_than_the_logs_interval_is_logged_all_the_same(tmp_path: Path) -> None:
+    _, history = run(tmp_path, changed(epochs=2, max_steps=5, log_steps=100))
+    logged = read_csv(tmp_path / "steps.csv")
+    assert [row["step"] for row in logged] == ["1", "3", "5"] and len(history) == 1
+    assert all(float(row["clips_per_second"]) > 0 for row in logged)
 
 
 def test_equal_seeds_give_equal_runs_and_others_do_not() -> None:

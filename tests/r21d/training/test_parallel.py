@@ -115,6 +115,13 @@ def test_a_request_to_one_process_stops_all_and_nothing_is_lost(
     assert found[1]["stopped"]["full"] == f"RankFailed: process 0 of 2: {message}"
 
 
+def test_a_request_to_one_process_ends_the_validation_of_all(found: list[dict[str, Any]]) -> None:
+    for process in found:
+        told, *resumed = process["left"]
+        assert told.startswith("TrainingStopped: stopped by SIGTERM after step 1 of 1")
+        assert resumed == [1, True]
+
+
 def test_each_process_learns_of_the_first_ones_folder(found: list[dict[str, Any]]) -> None:
     message = found[0]["held"]
     assert message.startswith("FileExistsError: ") and "already holds a run" in message
@@ -132,7 +139,8 @@ def test_killed_restarted_stopped_and_resumed_ends_with_the_same_weights(
 ) -> None:
     errors = killed.stderr
     assert "(exitcode: -9) local_rank: 1" in errors
-    assert "another process of the group ended early" in errors
+    assert "r21d: error: another process of the group ended early" in errors
+    assert "[rank0]: Traceback" not in errors
     # After the restart it went on by itself, and to the step at which torchrun was stopped.
     assert "stopped by SIGTERM after step 11 of 12" in errors
     assert f"go on with: r21d train --resume --out {folder / 'killed'}" in errors

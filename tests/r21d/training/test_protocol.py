@@ -110,6 +110,10 @@ def test_validation_takes_as_many_clips_as_training_unless_told(write: Any) -> N
     assert load_config(None, {"batch_size": 4}).train.eval_batch_size == 4
     path = write("[train]\nbatch_size = 4\neval_batch_size = 7\n")
     assert load_config(path, {"batch_size": 3}).train.eval_batch_size == 7
+    # In a run's own file, too, where it stands beside what it follows.
+    own = write(dump_config(load_config(None, {"batch_size": 4})))
+    assert load_config(own).train.eval_batch_size == 4
+    assert load_config(own, {"batch_size": 3}).train.eval_batch_size == 3
 
 
 BAD = {

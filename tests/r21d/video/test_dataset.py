@@ -374,7 +374,7 @@ def test_damage_that_shows_only_when_read(folder, caplog):
             cached[0]
     training = VideoFolder(folder, SPEC.replace(clip_len=40), train=True)
     assert {training[0][2] for _ in range(10)} == {1, 2} and training.replaced == 10
-    assert caplog.text.count("another video is drawn instead") == 10
+    assert caplog.text.count("another video is drawn instead") == 1
     with pytest.raises(VideoError, match=r"c\.mp4: damaged"):
         VideoFolder(folder, SPEC.replace(clip_len=40), train=True, strict=True)[0]
 

@@ -1,0 +1,45 @@
+"""Processes that are no copies of the one that starts them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+
+def fresh_processes(preload: Sequence[str]) -> Any:
+    """The context to start processes with that hold none of this one's locks and threads.
+
+    A server without threads forks them, where there is one on this system, with the modules
+    ``preload`` imported: a copy of this process could hold a lock that a thread of torch or FFmpeg
+    holds, and to start each afresh takes seconds of imports.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    _start_server()
+    return context
+
+
+def _start_server() -> None:
+    """Start the server deaf to SIGINT, which would otherwise end its imports with a traceback.
+
+    Blocked signals stay so in what is started meanwhile; to this process they come afterwards.
+    """
+    from multiprocessing import forkserver, resource_tracker  # not on every system
+
+    # The tracker's start, a part of the server's, would unblock the signal before that of the rest.
+    resource_tracker.ensure_running()
+    # A script without its guard runs again in each process: without the address it cannot join the
+    # group there in this process's place, at which all would wait for ever, but fails.
+    address = os.environ.pop("MASTER_ADDR", None)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        if address is not None:
+            os.environ["MASTER_ADDR"] = address
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

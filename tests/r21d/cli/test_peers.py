@@ -1,0 +1,67 @@
+"""What processes under torchrun say that are not the first."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from r21d.cli import train as train_command
+from r21d.cli.peers import speak_of_own_files_alone
+from r21d.cli.train import epoch_line
+from r21d.evaluation.distributed import RankFailed, Ranks
+
+
+class _Four(Ranks):
+    """The last of four processes, the only one with an error."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [None, None, None, value]
+
+
+def test_another_process_tells_of_videos_that_it_alone_reads(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = logging.getLogger()
+    handler = logging.StreamHandler()
+    root.addHandler(handler)
+    before = {kept: list(kept.filters) for kept in root.handlers}
+    try:
+        speak_of_own_files_alone()
+        logging.getLogger("r21d.video.dataset").warning("another video is drawn instead: b.mp4")
+        logging.getLogger("r21d.evaluation.evaluate").warning("left out: c.mp4")
+        logging.getLogger("r21d.training.run").warning("for the first one to tell")
+        logging.getLogger("r21d.video.lists").warning("this, too")
+        logging.getLogger("r21d.training.run").error("an error")
+    finally:
+        for kept, filters in before.items():
+            kept.filters = filters
+        root.removeHandler(handler)
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["another video is drawn instead: b.mp4", "left out: c.mp4", "an error"]
+
+
+def test_another_process_tells_an_error_that_no_other_knows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr(train_command, "_MOMENT", 0.0)
+    assert train_command._fail_after_the_first(OSError("no\nroom")) == 2
+    assert capsys.readouterr().err == "r21d: error: process 3: no room\n"
+    # What they have agreed on, or the death of another one, is the first one's to tell.
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda *_, **__: None)
+    agreed = ValueError("a bad list")
+    with pytest.raises(ValueError, match="a bad list"), _Four(3, 4).together():
+        raise agreed
+    for error in (agreed, RankFailed("process 1 failed")):
+        assert train_command._fail_after_the_first(error) == 2
+        assert capsys.readouterr().err == ""
+
+
+def test_an_epoch_is_a_line_of_a_narrow_terminal() -> None:
+    row = {"epoch": 7, "train_loss": 2.3456, "train_clip_top1": 0.1234}
+    assert epoch_line(row, 45) == "epoch  7/45 loss 2.346 clip@1 12.3%"
+    row |= {"val_loss": 1.5, "clip_top1": 0.25, "video_top1": 1.0}
+    told = epoch_line(row, 45)
+    assert told.endswith("| val loss 1.500 clip@1 25.0% video@1 100.0%") and len(told) <= 80
