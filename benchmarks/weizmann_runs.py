@@ -17,7 +17,8 @@ from r21d.models.info import model_info
 from r21d.training import train
 from r21d.training.environment import describe_environment
 from r21d.training.network import build_model
-from r21d.training.protocol import RunConfig, load_config
+from r21d.training.protocol import load_config
+from r21d.training.run_config import RunConfig
 from r21d.training.run_folder import LAST_FILE, state_files
 from r21d.video import ClipSampling, VideoDataset
 from r21d.video.lists import VideoList, open_list

@@ -183,4 +183,4 @@ def test_files_that_the_guide_names_are_those_of_a_run() -> None:
     known = {
         value for key, value in vars(run_folder).items() if re.match(r"[A-Z_]+_(FILE|FOLDER)$", key)
     }
-    assert named == known - {run_folder.LOCK_FILE, run_folder.OLD_STATE_FILE}
+    assert named == known - {run_folder.OLD_STATE_FILE}

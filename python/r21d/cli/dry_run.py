@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from r21d.training.config import TrainConfig
-from r21d.training.protocol import RunConfig, dump_config
+from r21d.training.protocol import dump_config
+from r21d.training.run_config import RunConfig
 
 if TYPE_CHECKING:
     from r21d.evaluation.distributed import Ranks

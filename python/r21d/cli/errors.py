@@ -18,6 +18,7 @@ class UserError(Exception):
 
 def user_errors() -> tuple[type[Exception], ...]:
     """Exceptions whose message is meant for the user."""
+    from r21d.evaluation.distributed import RankFailed
     from r21d.training import TrainingDiverged
     from r21d.weights import CheckpointError, WeightsUnavailable
     from r21d_ops.backends import BackendError
@@ -28,6 +29,7 @@ def user_errors() -> tuple[type[Exception], ...]:
         OSError,
         ImportError,
         FloatingPointError,
+        RankFailed,
         TrainingDiverged,
         CheckpointError,
         WeightsUnavailable,

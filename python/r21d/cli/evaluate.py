@@ -104,18 +104,15 @@ def _classes_shown(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print; 1 where files had to be left out."""
-    from r21d.evaluation.distributed import RankFailed, torchrun_ranks
+    from r21d.evaluation.distributed import torchrun_ranks
 
     with torchrun_ranks() as ranks:
         if ranks.rank == 0:
-            try:
-                return _run(args, ranks)
-            except RankFailed as error:
-                raise UserError(str(error)) from error
+            return _run(args, ranks)
         # The first process alone speaks and fails, also of what went wrong in another: if this one
         # failed, too, torchrun would end the first, maybe before it has said why.
         speak_of_own_files_alone()
-        with contextlib.suppress(RankFailed, *user_errors()):
+        with contextlib.suppress(*user_errors()):
             _run(args, ranks)
         return 0
 

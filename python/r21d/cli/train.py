@@ -43,7 +43,8 @@ from r21d.cli.train_folder import (
     write_launch,
 )
 from r21d.cli.training_options import ListConfigs, add_settings
-from r21d.training.protocol import DEFAULT_SOURCE, RunConfig, dump_config
+from r21d.training.protocol import dump_config
+from r21d.training.run_config import DEFAULT_SOURCE, RunConfig
 from r21d.training.run_folder import BEST_FILE, CONFIG_FILE, ENVIRONMENT_FILE, LAST_FILE
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         print_error(f"{stopped}; {go_on(out)}")
         return 128 + stopped.signal
-    except (RankFailed, *user_errors()) as error:
+    except user_errors() as error:
         if not _is_first():
             return _fail_after_the_first(error)
         if not isinstance(error, RankFailed):

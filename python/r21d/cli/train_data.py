@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from r21d.cli.data import splits, video_list
 from r21d.cli.errors import UserError
-from r21d.training.protocol import RunConfig
+from r21d.training.run_config import RunConfig
 from r21d.video.lists import VideoList, has_sides, open_list
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import platform
 from pathlib import Path
@@ -12,7 +13,8 @@ from r21d.atomic import write_atomically
 from r21d.cli.errors import UserError, printable
 from r21d.cli.outputs import check_folder
 from r21d.cli.training_options import given_settings
-from r21d.training.protocol import RunConfig, list_configs, load_config
+from r21d.training.protocol import list_configs, load_config
+from r21d.training.run_config import RunConfig
 from r21d.training.run_folder import (
     CONFIG_FILE,
     LAUNCH_FILE,
@@ -64,22 +66,26 @@ def chosen_device(config: RunConfig) -> str | None:
 
 
 def launched_by(ranks: Ranks) -> list[str]:
-    """What has started these processes and would restart them: a torchrun on each machine."""
+    """What has started these processes and would restart them: a torchrun on each machine.
+
+    Hashes, which tell no names of machines and users.
+    """
     # torchrun names a new folder at each start, in which each restart has one of its own.
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     starter = str(Path(file).parent.parent.parent) if file else str(os.getppid())
-    return sorted(set(ranks.gather(f"{platform.node()} {starter}")))
+    own = hashlib.sha256(os.fsencode(f"{platform.node()} {starter}")).hexdigest()
+    return sorted(set(ranks.gather(own)))
 
 
 def write_launch(out: Path, launch: list[str]) -> None:
     """Note in the run's folder what `launched_by` has told."""
-    write_atomically(out / LAUNCH_FILE, os.fsencode("".join(f"{line}\n" for line in launch)))
+    write_atomically(out / LAUNCH_FILE, "".join(f"{line}\n" for line in launch).encode())
 
 
 def _is_own(out: Path, launch: list[str]) -> bool:
     """Whether one of those that started the run in ``out`` is among ``launch``."""
     try:
-        started = os.fsdecode((out / LAUNCH_FILE).read_bytes())
+        started = (out / LAUNCH_FILE).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return False
     return not set(launch).isdisjoint(started.splitlines())

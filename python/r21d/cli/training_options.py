@@ -8,7 +8,8 @@ from typing import Any
 
 from r21d.cli.arguments import count, frame_rate, positive, sizes
 from r21d.training.config import DTYPES, SCHEDULES
-from r21d.training.protocol import KEYS, Key, list_configs, none_of
+from r21d.training.protocol import list_configs
+from r21d.training.run_config import KEYS, Key, none_of
 from r21d.video.clips import MODES
 
 

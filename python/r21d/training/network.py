@@ -14,7 +14,7 @@ from r21d_ops import Conv2Plus1D
 from r21d_ops.modules import FusedSequential
 
 if TYPE_CHECKING:
-    from r21d.training.protocol import RunConfig
+    from r21d.training.run_config import RunConfig
     from r21d.weights import Checkpoint
 
 WEIGHTS_SOURCE = "the weights"

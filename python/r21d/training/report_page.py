@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from r21d.evaluation.progress import clock
 from r21d.plots.run import best_epoch
 from r21d.training import run_folder
-from r21d.training.protocol import DEFAULT_SOURCE
+from r21d.training.run_config import DEFAULT_SOURCE
 
 if TYPE_CHECKING:
     from r21d.training.report import Run

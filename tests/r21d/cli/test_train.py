@@ -20,7 +20,8 @@ from r21d.cli.training_options import ELSEWHERE, given_settings
 from r21d.evaluation.distributed import RankFailed
 from r21d.models import create_model
 from r21d.training import TrainConfig
-from r21d.training.protocol import KEYS, load_config
+from r21d.training.protocol import load_config
+from r21d.training.run_config import KEYS
 from r21d.training.run_folder import state_files
 from r21d.video import ClipSampling
 from r21d.weights import load_checkpoint, save_checkpoint

@@ -18,7 +18,8 @@ from training.quoted_values import QUOTED
 from r21d.cli import main
 from r21d.models import create_model
 from r21d.training.network import build_model
-from r21d.training.protocol import KEYS, RunConfig, list_configs, load_config
+from r21d.training.protocol import list_configs, load_config
+from r21d.training.run_config import KEYS, RunConfig
 from r21d.training.run_folder import state_files
 from r21d.training.state import States
 from r21d.weights import load_checkpoint, save_checkpoint

@@ -10,15 +10,8 @@ import pytest
 
 from r21d.training.config import TrainConfig
 from r21d.training.network import as_stock, build_model, completed, load_start
-from r21d.training.protocol import (
-    COMMAND_LINE,
-    KEYS,
-    TABLES,
-    RunConfig,
-    dump_config,
-    list_configs,
-    load_config,
-)
+from r21d.training.protocol import dump_config, list_configs, load_config
+from r21d.training.run_config import COMMAND_LINE, KEYS, TABLES, RunConfig
 from r21d.video import InputSpec
 from r21d.weights import save_checkpoint
 from r21d_ops import Conv2Plus1D
