@@ -243,9 +243,10 @@ _PILOTS = {
     " network had learnt the first five badly, and learnt the others from scratch as fast. With"
     " twice the steps the advantage was left on one of two people (eli and ira). Generated videos"
     " of moving shapes and of stick figures had not been learnt well enough to start from. So this"
-    " shows what a start is worth in a short budget, and no more; of the people, those four have"
-    " had a part in the choice.",
+    " shows what a start is worth in a short budget, and no more.",
 }
+_PILOT_PEOPLE = {"lopo": ("denis",), "finetune": ("denis", "eli", "ira", "lena")}
+"""Whose videos have had a part in the choice of settings."""
 
 
 def _section(study: Mapping[str, Any]) -> list[str]:
@@ -287,7 +288,7 @@ def _section(study: Mapping[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        _PILOTS[study["study"]],
+        _PILOTS[study["study"]] + _without_pilots(study),
         "",
         "Settings: " + "; ".join(_settings(arm) for arm in study["arms"].values()) + ".",
         "",
@@ -295,6 +296,20 @@ def _section(study: Mapping[str, Any]) -> list[str]:
         "",
         _made(study["runs"]),
     ]
+
+
+def _without_pilots(study: Mapping[str, Any]) -> str:
+    """What the people say who have had no part in the choice of settings."""
+    if "gap" not in study:
+        return ""
+    gaps, pilots = study["gap"]["by_person"], _PILOT_PEOPLE[study["study"]]
+    others = [gap for person, gap in gaps.items() if person not in pilots]
+    if len(others) == len(gaps):
+        return f" Of the people here none is among {', '.join(pilots)}."
+    if not others:
+        return " All people here have had a part in the choice."
+    mean = statistics.fmean(others)
+    return f" Over the other {len(others)} people alone the gap is {_points(mean)} points."
 
 
 def _arm_row(arm: Mapping[str, Any]) -> str:

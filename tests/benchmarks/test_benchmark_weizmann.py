@@ -269,10 +269,20 @@ def test_the_page_of_handmade_runs(tmp_path: Path) -> None:
     assert "| gap | +25.0 | +75.0 |" in page
     assert "50.0 points of video@1, ± 35.4 over seeds and ± 35.4 over people" in page
     assert "8 runs, 0.1 hours together; commit abc" in page
+    assert "tried on f-R2D alone. Of the people here none is among denis.\n" in page
     for line in page.splitlines():
         if line.startswith("!["):
             picture = tmp_path / line.rpartition("(")[2].rstrip(")")
             assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_people_who_served_to_choose_settings_are_told_apart() -> None:
+    runs = [run | {"person": {"ann": "denis"}.get(run["person"], "bob")} for run in _handmade()]
+    page = weizmann_results.render([weizmann_results.summarize("lopo", runs)])
+    assert " Over the other 1 people alone the gap is 75.0 points.\n" in page
+    own = [run for run in runs if run["person"] == "denis"]
+    page = weizmann_results.render([weizmann_results.summarize("lopo", own)])
+    assert " All people here have had a part in the choice.\n" in page
 
 
 def test_the_committed_page_is_what_its_files_say() -> None:
