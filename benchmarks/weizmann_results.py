@@ -309,7 +309,7 @@ def _without_pilots(study: Mapping[str, Any]) -> str:
     if not others:
         return " All people here have had a part in the choice."
     mean = statistics.fmean(others)
-    return f" Over the other {len(others)} people alone the gap is {_points(mean)} points."
+    return f" Without {' and '.join(p for p in pilots if p in gaps)} it is {_points(mean)} points."
 
 
 def _arm_row(arm: Mapping[str, Any]) -> str:

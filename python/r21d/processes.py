@@ -8,18 +8,28 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
+if "forkserver" in multiprocessing.get_all_start_methods():
+    from multiprocessing.context import ForkServerContext, ForkServerProcess
+
+    class FreshProcess(ForkServerProcess):
+        """A process of `fresh_processes`, which starts with SIGINT blocked."""
+
+    class _FreshContext(ForkServerContext):
+        Process = FreshProcess
+
 
 def fresh_processes(preload: Sequence[str]) -> Any:
     """The context to start processes with that hold none of this one's locks and threads.
 
     A server without threads forks them, where there is one on this system, with the modules
     ``preload`` imported: a copy of this process could hold a lock that a thread of torch or FFmpeg
-    holds, and to start each afresh takes seconds of imports.
+    holds, and to start each afresh takes seconds of imports. They have to say themselves how they
+    take SIGINT, which Ctrl-C sends to all processes: until then it may be blocked.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
+    context = _FreshContext()
+    context.set_forkserver_preload([*preload, "r21d.forked"])
     _start_server()
     return context
 
@@ -27,16 +37,17 @@ def fresh_processes(preload: Sequence[str]) -> Any:
 def _start_server() -> None:
     """Start the server deaf to SIGINT, which would otherwise end its imports with a traceback.
 
-    Blocked signals stay so in what is started meanwhile; to this process they come afterwards.
+    Signals that this thread blocks stay blocked in what it starts meanwhile.
     """
-    from multiprocessing import forkserver, resource_tracker  # not on every system
+    # Windows has neither.
+    from multiprocessing import forkserver, resource_tracker
 
     # The tracker's start, a part of the server's, would unblock the signal before that of the rest.
     resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     # A script without its guard runs again in each process: without the address it cannot join the
     # group there in this process's place, at which all would wait for ever, but fails.
     address = os.environ.pop("MASTER_ADDR", None)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:

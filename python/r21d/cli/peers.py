@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-_OF_OWN_FILES = ("r21d.evaluation.evaluate", "r21d.video.dataset")
+_OF_OWN_FILES = ("r21d.evaluation.evaluate", "r21d.video.dataset", "r21d.video.reader")
 """Loggers that speak of files which the process reads, and no other."""
 
 
@@ -13,8 +13,9 @@ def speak_of_own_files_alone() -> None:
 
     Errors are told in any case.
     """
-    for name in (None, "torch"):
-        for handler in logging.getLogger(name).handlers:
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    for logger in loggers:
+        for handler in getattr(logger, "handlers", ()):  # Not of names between those of loggers.
             handler.addFilter(_is_own)
 
 

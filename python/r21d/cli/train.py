@@ -347,7 +347,7 @@ class _Training:
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
-    """One epoch's row of the history as a line of text, of 80 columns where losses are below 10."""
+    """One epoch's row of the history as a line of text, of about 80 columns."""
     line = (
         f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs} loss {row['train_loss']:.3f} "
         f"clip@1 {row['train_clip_top1']:5.1%}"

@@ -68,12 +68,13 @@ def chosen_device(config: RunConfig) -> str | None:
 def launched_by(ranks: Ranks) -> list[str]:
     """What has started these processes and would restart them: a torchrun on each machine.
 
-    Hashes, which tell no names of machines and users.
+    Hashes, so that no file tells the names of machines and users.
     """
     # torchrun names a new folder at each start, in which each restart has one of its own.
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     starter = str(Path(file).parent.parent.parent) if file else str(os.getppid())
-    own = hashlib.sha256(os.fsencode(f"{platform.node()} {starter}")).hexdigest()
+    name = f"{platform.node()} {os.environ.get('TORCHELASTIC_RUN_ID')} {starter}"
+    own = hashlib.sha256(os.fsencode(name)).hexdigest()
     return sorted(set(ranks.gather(own)))
 
 
@@ -94,15 +95,14 @@ def _is_own(out: Path, launch: list[str]) -> bool:
 def resumes(args: argparse.Namespace, out: Path, launch: list[str], ranks: Ranks) -> bool:
     """Whether to go on with the run that ``out`` holds, for all processes alike.
 
-    That is asked for by ``--resume``, or torchrun has restarted the processes and the run there is
-    one that it has begun (``launch``, see `launched_by`): another one, at which the first start
-    was refused, is not this one's.
+    That is asked for by ``--resume``, or torchrun has started the processes anew and the run there
+    is one that it has begun or gone on with (``launch``, see `launched_by`).
 
     Raises:
         UserError: ``--resume``, and it holds none; or it cannot be a folder.
     """
-    # It counts by machine, and where the others' processes failed alone its count is zero.
-    restarts = ranks.gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    # What counts its restarts does so by machine, and not those for a machine that has come.
+    restarts = any(ranks.gather("TORCHELASTIC_RESTART_COUNT" in os.environ))
     holds = own = False
     with ranks.together():
         if ranks.rank == 0:
@@ -114,7 +114,8 @@ def resumes(args: argparse.Namespace, out: Path, launch: list[str], ranks: Ranks
                     f"there is no run to resume in {printable(out)}: --out names the folder of "
                     "one; without --resume a new run starts"
                 )
-    return args.resume or (any(restarts) and ranks.from_first(own))
+    own = ranks.from_first(own)
+    return args.resume or (restarts and own)
 
 
 def check_new(out: Path, config: RunConfig, overwrite: bool) -> None:

@@ -50,9 +50,10 @@ def training_curves(
         style(axes, label, last)
     accuracy.set_ylim(0, 1.03)
     accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    for text, level in [("chance", chance), bound or ("", None)]:
-        if level is not None:
-            draw_level(accuracy, text, level)
+    if chance is not None:
+        draw_level(accuracy, "chance", chance)
+    if bound is not None:
+        draw_level(accuracy, *bound)
     loss.legend(frameon=False, fontsize=9, labelcolor=INK)
     save(figure, path)
 

@@ -82,7 +82,7 @@ class TrainConfig:
     keep: int = 3
     """How many states are kept, the newest."""
     log_steps: int = 10
-    """Steps between two lines of the log."""
+    """Steps between two lines of the log, which has the first step and each epoch's last, too."""
     device: str = "cpu"
     workers: int = 0
     """Decoding processes of each process; 0 decodes in the training process. At most 256, or four
@@ -98,38 +98,38 @@ class TrainConfig:
             if value is None and name in _OPTIONAL:
                 continue
             whole = isinstance(value, int) and not isinstance(value, bool)
-            _require(self, name, whole, "a whole number")
-            _require(self, name, value >= least, f"at least {least}")
+            require(self, name, whole, "a whole number")
+            require(self, name, value >= least, f"at least {least}")
         for name in _NUMBERS:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            _require(self, name, number and math.isfinite(value), "a finite number")
+            require(self, name, number and math.isfinite(value), "a finite number")
         for name in _SWITCHES:
-            _require(self, name, isinstance(getattr(self, name), bool), "true or false")
-        _require(self, "seed", self.seed < 2**32, "between 0 and 2**32 - 1")
+            require(self, name, isinstance(getattr(self, name), bool), "true or false")
+        require(self, "seed", self.seed < 2**32, "between 0 and 2**32 - 1")
         # A slip of the keyboard would fill the memory of the whole machine.
         most = max(256, 4 * (os.cpu_count() or 1))
-        _require(self, "workers", self.workers <= most, f"at most {most}")
-        _require(self, "lr", self.lr > 0, "a finite number above 0")
-        _require(self, "lr_gamma", 0 < self.lr_gamma <= 1, "above 0 and at most 1")
+        require(self, "workers", self.workers <= most, f"at most {most}")
+        require(self, "lr", self.lr > 0, "a finite number above 0")
+        require(self, "lr_gamma", 0 < self.lr_gamma <= 1, "above 0 and at most 1")
         # Nesterov's update is undefined at momentum 0.
         if self.nesterov:
             expected = "above 0 and below 1; 0 needs nesterov=False (--no-nesterov)"
-            _require(self, "momentum", 0 < self.momentum < 1, expected)
-        _require(self, "momentum", 0 <= self.momentum < 1, "0 or more, below 1")
-        _require(self, "weight_decay", self.weight_decay >= 0, "a finite number, 0 or more")
-        _require(
+            require(self, "momentum", 0 < self.momentum < 1, expected)
+        require(self, "momentum", 0 <= self.momentum < 1, "0 or more, below 1")
+        require(self, "weight_decay", self.weight_decay >= 0, "a finite number, 0 or more")
+        require(
             self, "warmup_epochs", 0 <= self.warmup_epochs <= self.epochs, "between 0 and epochs"
         )
-        _require(self, "warmup_start", 0 <= self.warmup_start <= 1, "between 0 and 1")
-        _require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "0 or more, below 1")
+        require(self, "warmup_start", 0 <= self.warmup_start <= 1, "between 0 and 1")
+        require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "0 or more, below 1")
         if self.clip_gradients is not None:
-            _require(self, "clip_gradients", self.clip_gradients > 0, "above 0")
-        _require(self, "schedule", self.schedule in SCHEDULES, "one of " + ", ".join(SCHEDULES))
-        _require(self, "dtype", self.dtype in DTYPES, "one of " + ", ".join(DTYPES))
-        _require(self, "lr_scales", _are_factors(self.lr_scales), "names with finite factors > 0")
+            require(self, "clip_gradients", self.clip_gradients > 0, "above 0")
+        require(self, "schedule", self.schedule in SCHEDULES, "one of " + ", ".join(SCHEDULES))
+        require(self, "dtype", self.dtype in DTYPES, "one of " + ", ".join(DTYPES))
+        require(self, "lr_scales", _are_factors(self.lr_scales), "names with finite factors > 0")
 
     def global_batch(self, world: int = 1) -> int:
         """Clips a step, of ``world`` processes together."""
@@ -200,6 +200,11 @@ def _are_factors(scales: object) -> bool:
     )
 
 
-def _require(config: TrainConfig, name: str, valid: bool, expected: str) -> None:
+def require(config: object, name: str, valid: bool, expected: str) -> None:
+    """Refuse an invalid value of setting ``name``.
+
+    Raises:
+        ValueError: it is not ``valid``; the message says what is ``expected``.
+    """
     if not valid:
         raise ValueError(f"{name} is {getattr(config, name)!r}, expected {expected}")

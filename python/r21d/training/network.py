@@ -58,19 +58,22 @@ def build_model(
             if start is None or not (others := _other_options(config, start)):
                 raise
             raise ValueError(
-                f"{config.model.weights} holds a {start.config['name']} that does not fit what is "
-                f"chosen: leave {' and '.join(others)} out, which the weights decide"
+                f"{config.model.weights} holds a {start.config['name']} that does not fit: "
+                f"{', '.join(others)}; none takes what they have"
             ) from error
         model.classes = list(classes)
     return model if config.model.fused else as_stock(model)
 
 
 def _other_options(config: RunConfig, start: Checkpoint) -> list[str]:
-    """The keys of the options that ``config`` chooses and that the weights have otherwise."""
-    held, names = start.config, {"widths": "width", "stem_channels": "width"}
-    options = config.model.options().items()
-    other = [names.get(name, name) for name, value in options if held.get(name) != value]
-    return list(dict.fromkeys(name for name in other if name != "dropout"))
+    """What ``config`` chooses of the network and the weights have otherwise, in words."""
+    held = {"width": (start.config.get("widths") or [None])[0]} | start.config
+    chosen = {name: getattr(config.model, name) for name in ("width", "midplanes", "eps")}
+    return [
+        f"{name} is {value} ({config.sources.get(name)}) and {held[name]} in the weights"
+        for name, value in chosen.items()
+        if value not in (None, held.get(name))
+    ]
 
 
 def load_start(config: RunConfig) -> Checkpoint | None:

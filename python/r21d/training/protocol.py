@@ -54,9 +54,9 @@ def load_config(
     if name_or_path is not None:
         for path in _chain(_find(name_or_path, Path())):
             values, comments = _read(path)
-            # A run's own file holds it; nobody has chosen it.
-            followed = {"eval_batch_size"} if comments.get("eval_batch_size") == _FOLLOWED else ()
-            given |= {name: value for name, value in values.items() if name not in followed}
+            given |= values
+            if _follows(values, comments):
+                del given["eval_batch_size"]
             try:
                 config = config.changed(values, str(path))
             except ValueError as error:
@@ -72,6 +72,15 @@ def load_config(
         size = {"eval_batch_size": config.train.batch_size}
         config = config.changed(size, _FOLLOWED)
     return config
+
+
+def _follows(values: Mapping[str, Any], comments: Mapping[str, str]) -> bool:
+    """Whether a run's own file has ``eval_batch_size`` beside what it follows, chosen by nobody."""
+    size = values.get("eval_batch_size")
+    source = comments.get("eval_batch_size")
+    if source == DEFAULT_SOURCE:
+        return bool(size == KEYS["eval_batch_size"].default)
+    return source == _FOLLOWED and bool(size == values.get("batch_size"))
 
 
 def _find(name_or_path: str | Path, beside: Path) -> Path:

@@ -76,6 +76,7 @@ class Run:
         self.changes: list[dict[str, Any]] = []
         self._began = time.perf_counter()
         self._saved: int | None = None
+        self._start = 0
         self._timer = StepTimer()
 
     def restore(self, allow_changes: bool) -> None:
@@ -120,6 +121,7 @@ class Run:
             self.model.classes = list(self.data["classes"])
         if self._saved is None:
             self._save()
+        self._start = self.step
         stream = ClipStream(
             len(self.train_set),
             self.config.seed,
@@ -198,8 +200,10 @@ class Run:
             "clip_top1": right / clips,
             "lr": self.learner.lr,
             "grad_norm": self.learner.norm.item(),
-            **self._timer.rates(),
         }
+        rates = self._timer.rates()
+        if self.step > self._start + 1:  # The first one waits for workers to start, and compiles.
+            values |= rates
         with self._writing():
             log.step(self.step, values)
 

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from r21d.training.config import TrainConfig
+from r21d.training.config import TrainConfig, require
 from r21d.video.resize import FrameSize
 from r21d.video.transforms import InputSpec
 
@@ -22,6 +22,7 @@ NATIVE = "native"
 """How they spell it for ``frame_rate``: the video's own."""
 DEFAULT_SOURCE = "default"
 COMMAND_LINE = "command line"
+_MIDPLANES = "paper, torchvision or none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +55,12 @@ class ModelConfig:
             check_name(self.model)
         except ValueError as error:
             raise ValueError(str(error).replace("name=", "model=", 1)) from error
-        _require(self, "midplanes", self.midplanes in (None, "paper", "torchvision"), _MIDPLANES)
-        _require(self, "width", self.width is None or self.width >= 1, "at least 1")
-        _require(self, "width", self.width is None or self.model != "i3d", "none for i3d")
+        require(self, "midplanes", self.midplanes in (None, "paper", "torchvision"), _MIDPLANES)
+        require(self, "width", self.width is None or self.width >= 1, "at least 1")
+        require(self, "width", self.width is None or self.model != "i3d", "none for i3d")
         for name in ("dropout", "eps"):
             value = getattr(self, name)
-            _require(self, name, value is None or 0 <= value < 1, "at least 0 and below 1")
+            require(self, name, value is None or 0 <= value < 1, "at least 0 and below 1")
 
     def options(self) -> dict[str, Any]:
         """What is given, as arguments of :func:`r21d.create_model`."""
@@ -118,11 +119,11 @@ class DataConfig:
         from r21d.video.clips import MODES
         from r21d.video.lists import DATASETS
 
-        _require(self, "dataset", self.dataset in DATASETS, f"one of {', '.join(DATASETS)}")
-        _require(self, "val_clips", self.val_clips >= 1, "at least 1")
-        _require(self, "val_sampling", self.val_sampling in MODES, f"one of {', '.join(MODES)}")
+        require(self, "dataset", self.dataset in DATASETS, f"one of {', '.join(DATASETS)}")
+        require(self, "val_clips", self.val_clips >= 1, "at least 1")
+        require(self, "val_sampling", self.val_sampling in MODES, f"one of {', '.join(MODES)}")
         share = self.val_fraction
-        _require(self, "val_fraction", share is None or 0 < share < 1, "above 0 and below 1")
+        require(self, "val_fraction", share is None or 0 < share < 1, "above 0 and below 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,16 +212,6 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
     return (kinds[0] if len(kinds) == 1 else hint), len(kinds) < len(typing.get_args(hint))
 
 
-def _require(config: object, name: str, valid: bool, expected: str) -> None:
-    if not valid:
-        raise ValueError(f"{name} is {getattr(config, name)!r}, expected {expected}")
-
-
-_MIDPLANES = "paper, torchvision or none"
-KEYS: dict[str, Key] = _keys()
-"""Every setting by its name."""
-
-
 def checked(key: Key, value: Any) -> Any:
     """A file's ``value`` of ``key`` as the setting itself.
 
@@ -272,3 +263,7 @@ _KINDS: dict[Any, tuple[str, Any]] = {
         lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
     ),
 }
+
+
+KEYS: dict[str, Key] = _keys()
+"""Every setting by its name."""

@@ -78,7 +78,7 @@ def held_run(folder: str | Path) -> list[Path]:
 
 def empty(folder: Path) -> None:
     """Remove what a run left in ``folder``, but for its settings and environment."""
-    names = (METRICS_FILE, STEPS_FILE, CURVES_FILE, CONFUSION_FILE, REPORT_FILE)
+    names = (METRICS_FILE, STEPS_FILE, CURVES_FILE, CONFUSION_FILE, REPORT_FILE, LAUNCH_FILE)
     events = (folder / TENSORBOARD_FOLDER).glob("events.out.tfevents.*")
     for file in [*held_run(folder), *(folder / name for name in names), *events]:
         file.unlink(missing_ok=True)

@@ -186,7 +186,7 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
         part = copy.copy(self)
         part._set_side(train, _sampling(train, clips, sampling))
         part.samples = [self.samples[index] for index in indices]
-        part.failed, part.missing, part.replaced = [], [], 0
+        part.failed, part.missing, part.replaced, part._warned = [], [], 0, set()
         part._infos = [self._infos[index] for index in indices]
         part._cache = None if self._cache is None else {}
         return part

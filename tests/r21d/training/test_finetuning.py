@@ -116,15 +116,15 @@ def test_the_same_classes_keep_the_head(pretrained: Path) -> None:
         assert torch.equal(same.state_dict()[name], others.state_dict()[name]), name
 
 
-@pytest.mark.parametrize(
-    ("chosen", "told"),
-    [({"width": 8}, "leave width out"), ({"width": 8, "eps": 0.5}, "leave eps and width out")],
-)
-def test_options_that_the_weights_decide_are_named(
-    pretrained: Path, chosen: dict[str, Any], told: str
-) -> None:
-    config = load_config(None, {"weights": str(pretrained), "clip_len": 4, "dropout": 0.5} | chosen)
-    with pytest.raises(
-        ValueError, match=f"holds a r2plus1d_18 that does not fit .*: {told}, which"
+def test_options_that_the_weights_have_otherwise_are_named(pretrained: Path) -> None:
+    own = {"weights": str(pretrained), "clip_len": 4, "dropout": 0.5}
+    named = "kinetics_r2plus1d_18_8f"
+    width, eps = r"width is 8 \(command line\) and 4", r"eps is 0.001 \(VMZ.*\) and 1e-05"
+    for name, more, told in (
+        (None, {"width": 8}, f"{width} in the weights; none takes what they have"),
+        (named, {"width": 8}, f"{width} in the weights, {eps} in the weights; none"),
+        (named, {}, f"{eps} in the weights; none"),
     ):
-        build_model(config, _Greys.classes)
+        with pytest.raises(ValueError, match=f"holds a r2plus1d_18 that does not fit: {told}"):
+            build_model(load_config(name, own | more), _Greys.classes)
+    build_model(load_config(named, own | {"eps": None}), _Greys.classes)

@@ -122,7 +122,10 @@ def test_each_step_is_logged_and_learns_at_the_schedules_rate(tmp_path: Path) ->
     rates = [learning_rate(config, step, 3) for step in range(9)]
     assert max(rates) == pytest.approx(2 * config.lr) and len(set(rates)) == 4
     with (tmp_path / "steps.csv").open() as file:
-        steps = [{name: float(text) for name, text in row.items()} for row in csv.DictReader(file)]
+        steps = [
+            {name: float(text) for name, text in row.items() if text}
+            for row in csv.DictReader(file)
+        ]
     assert [row["lr"] for row in steps] == rates
     assert [row["lr"] for row in history] == rates[2::3]
     for epoch, row in enumerate(history):
@@ -136,7 +139,8 @@ def test_a_run_shorter_than_the_logs_interval_is_logged_all_the_same(tmp_path: P
     _, history = run(tmp_path, changed(epochs=2, max_steps=5, log_steps=100))
     logged = read_csv(tmp_path / "steps.csv")
     assert [row["step"] for row in logged] == ["1", "3", "5"] and len(history) == 1
-    assert all(float(row["clips_per_second"]) > 0 for row in logged)
+    # Of the first one it says nothing: that is the start of workers, and compiling.
+    assert [row["clips_per_second"] == "" for row in logged] == [True, False, False]
 
 
 def test_equal_seeds_give_equal_runs_and_others_do_not() -> None:

@@ -107,6 +107,10 @@ def test_validation_takes_as_many_clips_as_training_unless_told(write: Any) -> N
     own = write(dump_config(load_config(None, {"batch_size": 4})))
     assert load_config(own).train.eval_batch_size == 4
     assert load_config(own, {"batch_size": 3}).train.eval_batch_size == 3
+    edited = own.read_text().replace("eval_batch_size = 4", "eval_batch_size = 2")
+    assert load_config(write(edited), {"batch_size": 3}).train.eval_batch_size == 2
+    own = write(dump_config(load_config(None)))
+    assert load_config(own, {"batch_size": 3}).train.eval_batch_size == 3
 
 
 BAD = {

@@ -282,5 +282,5 @@ def test_a_log_that_cannot_be_written_stops_the_run(
         raise OSError(errno.ENOSPC, "No space left on device", "steps.csv")
 
     monkeypatch.setattr("r21d.training.logs.CsvLog.append", full)
-    with pytest.raises(TrainingInterrupted, match=r"cannot write steps\.csv .*, after step 2"):
+    with pytest.raises(TrainingInterrupted, match=r"cannot write steps\.csv .*, after step 1"):
         run(tmp_path, changed(log_steps=2))

@@ -1,0 +1,19 @@
+"""Imported by the server that forks `r21d.processes`: the program's other processes hear SIGINT.
+
+multiprocessing has one server for all, which passes its blocked signals on.
+"""
+
+from __future__ import annotations
+
+import signal
+from multiprocessing import current_process, util
+
+from r21d.processes import FreshProcess
+
+
+def _hear(_: object) -> None:
+    if not isinstance(current_process(), FreshProcess):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+util.register_after_fork(_hear, _hear)
