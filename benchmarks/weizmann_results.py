@@ -309,7 +309,8 @@ def _without_pilots(study: Mapping[str, Any]) -> str:
     if not others:
         return " All people here have had a part in the choice."
     mean = statistics.fmean(others)
-    return f" Without {' and '.join(p for p in pilots if p in gaps)} it is {_points(mean)} points."
+    left_out = " and ".join(person for person in pilots if person in gaps)
+    return f" Without {left_out} the gap is {_points(mean)} points."
 
 
 def _arm_row(arm: Mapping[str, Any]) -> str:

@@ -279,7 +279,7 @@ def test_the_page_of_handmade_runs(tmp_path: Path) -> None:
 def test_people_who_served_to_choose_settings_are_told_apart() -> None:
     runs = [run | {"person": {"ann": "denis"}.get(run["person"], "bob")} for run in _handmade()]
     page = weizmann_results.render([weizmann_results.summarize("lopo", runs)])
-    assert " Without denis it is 75.0 points.\n" in page
+    assert " Without denis the gap is 75.0 points.\n" in page
     own = [run for run in runs if run["person"] == "denis"]
     page = weizmann_results.render([weizmann_results.summarize("lopo", own)])
     assert " All people here have had a part in the choice.\n" in page

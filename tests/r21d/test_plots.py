@@ -284,3 +284,16 @@ def test_names_that_no_font_has(tmp_path):
     confusion_matrix(torch.eye(2, dtype=torch.int64), names, tmp_path / "a.png")
     assert max(_read(tmp_path / "a.png").shape) < 1500
     filmstrip(_clip(2, 8, 8), "a\udcff\n", [("b\udcff", 0.5)], tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(("first", "top"), [(4.7, None), (30.0, 2.4)])
+def test_a_loss_far_above_those_of_training_does_not_flatten_them(first, top):
+    from r21d.plots.curves import cut_off
+    from r21d.plots.figure import add_axes, new_figure
+
+    axes = add_axes(new_figure(4, 3), 1, 1, 2, 1)
+    axes.set_ylim(0, 50)
+    cut_off(axes, [_rows(3, validation=False), [_rows(3)[0] | {"val_loss": first}, *_rows(3)[1:]]])
+    assert axes.get_ylim() == (0, pytest.approx(top or 50))
+    told = "" if top is None else "loss (cut off: up to 30)"
+    assert axes.get_title(loc="left") == told

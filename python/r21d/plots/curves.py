@@ -13,6 +13,8 @@ from r21d.plots.figure import BLUE, FAINT, GRID, INK, WIDTH, add_axes, new_figur
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_CUT = 1.2
+"""How far above the training losses a panel ends that cuts off others."""
 _BESIDE = 12
 """Letters of type of 8 points that fit beside the right panel."""
 _RUNS = (BLUE, "#d1622b", "#2da44e", "#8250df", "#bf3989", "#57606a")
@@ -48,6 +50,7 @@ def training_curves(
     last = max(row["epoch"] for rows in runs.values() for row in rows)
     for axes, label in ((loss, "loss"), (accuracy, "clip@1")):
         style(axes, label, last)
+    cut_off(loss, list(runs.values()))
     accuracy.set_ylim(0, 1.03)
     accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     if chance is not None:
@@ -93,6 +96,20 @@ def style(axes: Axes, label: str, last_epoch: int) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
+
+
+def cut_off(axes: Axes, runs: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Keep a loss panel to the heights of training, where a validation reached many times those.
+
+    The first ones may, until BatchNorm's running statistics have come near; the title says how far.
+    """
+    trained = max(row["train_loss"] for rows in runs for row in rows)
+    tested = [[row["val_loss"] for row in rows if "val_loss" in row] for rows in runs]
+    top = _CUT * max([trained, *(losses[-1] for losses in tested if losses)])
+    highest = max((loss for losses in tested for loss in losses), default=0.0)
+    if highest > 2 * top:
+        axes.set_ylim(0, top)
+        axes.set_title(f"loss (cut off: up to {highest:.3g})", loc="left", fontsize=11, color=INK)
 
 
 def draw_level(axes: Axes, text: str, level: float) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from r21d.plots.curves import draw_level, style
+from r21d.plots.curves import cut_off, draw_level, style
 from r21d.plots.figure import BLUE, INK, WIDTH, add_axes, new_figure, save
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def run_curves(
     loss = add_axes(figure, 0.75, low, 4.3, 3.0)
     _draw_loss(loss, history, _by_epoch(history, steps, "loss"))
     _over_epochs(loss, "loss", history, steps)
+    cut_off(loss, [history])
     accuracy = add_axes(figure, 5.8, low, 4.3, 3.0)
     _draw_accuracy(accuracy, history, chance)
     _over_epochs(accuracy, "accuracy", history, steps)
