@@ -101,8 +101,8 @@ def resumes(args: argparse.Namespace, out: Path, launch: list[str], ranks: Ranks
     Raises:
         UserError: ``--resume``, and it holds none; or it cannot be a folder.
     """
-    # What counts its restarts does so by machine, and not those for a machine that has come.
-    restarts = any(ranks.gather("TORCHELASTIC_RESTART_COUNT" in os.environ))
+    # Not its number, which each machine has for itself, and which leaves out new machines' coming.
+    launched = any(ranks.gather("TORCHELASTIC_RESTART_COUNT" in os.environ))
     holds = own = False
     with ranks.together():
         if ranks.rank == 0:
@@ -115,7 +115,7 @@ def resumes(args: argparse.Namespace, out: Path, launch: list[str], ranks: Ranks
                     "one; without --resume a new run starts"
                 )
     own = ranks.from_first(own)
-    return args.resume or (restarts and own)
+    return args.resume or (launched and own)
 
 
 def check_new(out: Path, config: RunConfig, overwrite: bool) -> None:
