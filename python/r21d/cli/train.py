@@ -319,7 +319,7 @@ class _Training:
         self.report()
 
     def report(self) -> None:
-        """Tell how the run is, or was when it was stopped amid an epoch."""
+        """Tell how the run is, once for each epoch, or how it was stopped before the first."""
         from r21d.training import report
 
         if not self.started or self.reported:
