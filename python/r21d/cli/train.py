@@ -206,8 +206,8 @@ class _Training:
         self.args, self.config, self.out, self.resume = args, config, out, resume
         self.launch, self.ranks = launch, ranks
         self.description: dict[str, Any] = {}
-        # Whether the folder is this run's, and whether its report tells of the last epoch.
-        self.started = self.reported = False
+        # Whether the folder is this run's.
+        self.started = False
 
     def run(self, device: str | None) -> None:
         """Open everything, then train or, for ``--dry-run``, try."""
@@ -314,17 +314,17 @@ class _Training:
         self.started = True
 
     def _on_epoch(self, row: dict[str, Any]) -> None:
-        print(epoch_line(row, self.config.train.epochs), flush=True)
-        self.reported = False
-        self.report()
+        epochs = self.config.train.epochs
+        print(epoch_line(row, epochs), flush=True)
+        if row["epoch"] < epochs:  # The last one's is written at the end.
+            self.report()
 
     def report(self) -> None:
-        """Tell how the run is, once for each epoch, or how it was stopped before the first."""
+        """Write how the run is: after each epoch, and however the command ends."""
+        if not self.started:
+            return
         from r21d.training import report
 
-        if not self.started or self.reported:
-            return
-        self.reported = True
         # It is made of files that are there already, and not worth a run.
         try:
             report.write_report(self.out)

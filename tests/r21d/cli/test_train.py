@@ -191,25 +191,29 @@ def test_the_settings_reach_the_videos(videos: str, tmp_path: Path) -> None:
             assert not dataset.normalize
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code", "done"), [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 4)]
+)
 def test_a_signal_ends_the_step_and_saves(
     number: signal.Signals,
     code: int,
+    done: int,
     videos: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     reports: list[Path],
 ) -> None:
-    at_step(0, monkeypatch, lambda: os.kill(os.getpid(), number))
+    at_step(done - 1, monkeypatch, lambda: os.kill(os.getpid(), number))
     # Some clusters set it for all processes, of which each is on its own here.
     monkeypatch.setenv("RANK", "1")
     train(videos, *SMALL.split(), "--out", "run", code=code)
     error = capsys.readouterr().err
-    assert f"stopped by {number.name} after step 1 of 4" in error
+    assert f"stopped by {number.name} after step {done} of 4" in error
     assert "go on with: r21d train --resume --out run" in error and error.count("\n") == 1
-    assert max(state_files("run")) == 1 and reports == [Path("run")]
+    # After the first epoch, of two steps, and when stopped.
+    assert max(state_files("run")) == done and len(reports) == (1 if done == 1 else 2)
     train("--resume", "--out", "run")
-    assert len(rows("run")) == 2
+    assert len(rows("run")) == 2 and set(reports) == {Path("run")} and len(reports) == 3
 
 
 def test_another_process_that_failed_is_told_in_a_line(
