@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from torch import nn
 
 from benchmarks import training_run
+from benchmarks.measure import quartiles
 from benchmarks.training_run import WAYS, Case, Run
 from r21d_ops import Conv2Plus1D
 
+ROOT = Path(__file__).parent.parent.parent
 _TINY = Case("r2plus1d_18, width 16", (2, 2, 16, 16), "float32")
 # Statistics of two values, as the last layers of the former have, make much of every rounding.
 _SMALL = Case("r2plus1d_18, width 16", (4, 4, 32, 32), "float32")
@@ -85,6 +88,28 @@ def test_ratios_by_hand() -> None:
     line = training_run._line(rows[1], rows[0])
     assert "55 ms (38-72)" in line and "x 2.50 (2.25-2.75)" in line
     assert "3 MiB" in line and "unknown" in line
+
+
+def test_the_guides_table_is_that_of_a_result_file() -> None:
+    """docs/training.md: rows in the order of WAYS, two cases side by side, rounded as printed."""
+    guide = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^\| way \|.*\n\|-.*\n((?:\|.*\n)+)", guide, re.MULTILINE)
+    printed = [re.findall(r"\d[\d.]*", row.split("|", 2)[2]) for row in block.splitlines()]
+    runs = []
+    for path in ROOT.glob("benchmarks/results/*/training/*.json"):
+        rows: list[list[str]] = [[] for _ in WAYS]
+        for case in json.loads(path.read_text(encoding="utf-8"))["cases"]:
+            assert [row["way"] for row in case["ways"]] == list(WAYS)
+            fused = case["ways"][0]["samples"]
+            for cells, row in zip(rows, case["ways"], strict=True):
+                cells.append(f"{quartiles(row['samples'])[1] * 1e3:.0f}")
+                if row["way"] != "fused":
+                    pairs = zip(row["samples"], fused, strict=True)
+                    first, middle, last = quartiles([theirs / own for theirs, own in pairs])
+                    cells += [f"{ratio:.2f}" for ratio in (middle, first, last)]
+                cells.append(f"{row['step_bytes'] / 2**20:.0f}")
+        runs.append(rows)
+    assert printed in runs
 
 
 def test_cuda_without_a_device_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
