@@ -215,10 +215,9 @@ def render(studies: Sequence[Mapping[str, Any]]) -> str:
         "# Weizmann, leaving one person out",
         "",
         "Ten actions by nine people, 90 videos. A network learns from the videos of eight people"
-        " and is tested on those of the ninth: ten, so that one is worth ten points of a run."
-        " Tested are the weights after the last epoch, on 10 evenly spaced clips a video;"
-        " ± is the standard deviation over seeds of the mean over people. Made by"
-        " `python -m benchmarks.weizmann --publish` from the JSON files in"
+        " and is tested on those of the ninth, with the weights after the last epoch, on 10 evenly"
+        " spaced clips a video; ± is the standard deviation over seeds of the mean over people."
+        " Made by `python -m benchmarks.weizmann --publish` from the JSON files in"
         f" [`{FOLDER}/`]({FOLDER}), which hold every run, its settings, versions, history and"
         " predictions.",
     ]
@@ -261,9 +260,11 @@ def _section(study: Mapping[str, Any]) -> list[str]:
     arms = [study["arms"][name] for name in names]
     seeds = list(arms[0]["video_top1"]["by_seed"])
     people = list(arms[0]["by_person"])
+    videos = sum(map(sum, arms[0]["confusion"])) / (len(people) * len(seeds))
     lines = [
         f"{len(people)} {'person' if len(people) == 1 else 'people'}, "
-        f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}.",
+        f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'};"
+        f" {videos:g} tested videos a person, each worth {100 / videos:.0f} points of a run.",
         "",
         "| | parameters | GMAC a clip | steps | clips seen | video@1 | clip@1 | training clip@1 |",
         "|---|---|---|---|---|---|---|---|",

@@ -267,6 +267,7 @@ def test_the_page_of_handmade_runs(tmp_path: Path) -> None:
     page = (tmp_path / "weizmann.md").read_text()
     assert "| R(2+1)D | 1,000 | 0.500 | 4 | 64 | 87.5 % ± 17.7 | 43.8 % ± 8.8 |" in page
     assert "| gap | +25.0 | +75.0 |" in page
+    assert "2 people, 2 seeds; 2 tested videos a person, each worth 50 points of a run." in page
     assert "50.0 points of video@1, ± 35.4 over seeds and ± 35.4 over people" in page
     assert "8 runs, 0.1 hours together; commit abc" in page
     assert "tried on f-R2D alone. Of the people here none is among denis.\n" in page
