@@ -27,8 +27,11 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A shell's background jobs ignore Ctrl-C, and so would all that the tests start and interrupt.
+# Those of nohup do a closed terminal.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import torchvision_oracle
 from ops.chosen_backend import Backend, available_backends, simulated_backends

@@ -8,11 +8,16 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
+FROM_TERMINAL = {
+    signal.Signals[name] for name in ("SIGINT", "SIGHUP") if name in signal.Signals.__members__
+}
+"""Signals that a terminal sends to all processes: for Ctrl-C, and when it is closed."""
+
 if "forkserver" in multiprocessing.get_all_start_methods():
     from multiprocessing.context import ForkServerContext, ForkServerProcess
 
     class FreshProcess(ForkServerProcess):
-        """A process of `fresh_processes`, which starts with SIGINT blocked."""
+        """A process of `fresh_processes`, which starts with `FROM_TERMINAL` blocked."""
 
     class _FreshContext(ForkServerContext):
         Process = FreshProcess
@@ -24,7 +29,7 @@ def fresh_processes(preload: Sequence[str]) -> Any:
     A server without threads forks them, where there is one on this system, with the modules
     ``preload`` imported: a copy of this process could hold a lock that a thread of torch or FFmpeg
     holds, and to start each afresh takes seconds of imports. They have to say themselves how they
-    take SIGINT, which Ctrl-C sends to all processes: until then it may be blocked.
+    take the signals of `FROM_TERMINAL`: until then these may be blocked.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -35,16 +40,18 @@ def fresh_processes(preload: Sequence[str]) -> Any:
 
 
 def _start_server() -> None:
-    """Start the server deaf to SIGINT, which would otherwise end its imports with a traceback.
+    """Start the server deaf to `FROM_TERMINAL`: it has to outlive what its children outlive.
+
+    SIGINT would also end its imports with a traceback.
 
     Signals that this thread blocks stay blocked in what it starts meanwhile.
     """
     # Windows has neither.
     from multiprocessing import forkserver, resource_tracker
 
-    # The tracker's start, a part of the server's, would unblock the signal before that of the rest.
+    # The tracker's start, a part of the server's, would unblock SIGINT before that of the rest.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINAL)
     # A script without its guard runs again in each process: without the address it cannot join the
     # group there in this process's place, at which all would wait for ever, but fails.
     address = os.environ.pop("MASTER_ADDR", None)

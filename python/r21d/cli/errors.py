@@ -18,6 +18,8 @@ class UserError(Exception):
 
 def user_errors() -> tuple[type[Exception], ...]:
     """Exceptions whose message is meant for the user."""
+    import torch
+
     from r21d.evaluation.distributed import RankFailed
     from r21d.training import TrainingDiverged
     from r21d.weights import CheckpointError, WeightsUnavailable
@@ -28,6 +30,8 @@ def user_errors() -> tuple[type[Exception], ...]:
         ValueError,
         OSError,
         ImportError,
+        MemoryError,
+        torch.OutOfMemoryError,
         FloatingPointError,
         RankFailed,
         TrainingDiverged,

@@ -130,11 +130,13 @@ def _end_workers() -> None:
 def _begin(worker: int) -> None:
     """Let a worker outlive what asks its parent to stop, and end when the parent has ended.
 
-    Ctrl-C and torchrun reach every process of a group; the parent may still need clips for what it
-    is about, and ends its workers itself. Where one hangs it has to do so by SIGTERM: the second
-    of those ends the process.
+    Ctrl-C, a closed terminal and torchrun reach every process of a group; the parent may still
+    need clips for what it is about, and ends its workers itself. Where one hangs it has to do so
+    by SIGTERM: the second of those ends the process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _once)
     parent = multiprocessing.parent_process()
     assert parent is not None

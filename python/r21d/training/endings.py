@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
+
+import torch
 
 from r21d.training.signals import TrainingStopped
 from r21d.training.state import TrainingInterrupted
@@ -29,24 +32,64 @@ def interrupted(error: OSError, step: int, newest: Newest) -> TrainingInterrupte
     return found
 
 
+def failed(error: Exception, step: int, saved: str | None) -> Exception | None:
+    """What an ``error`` of a video, memory, a decoding process or a compiler means for the run.
+
+    ``saved``: what is good on disk, as `kept` says it. None for other errors.
+    """
+    from r21d.video.reader import VideoError
+
+    more = "" if saved is None else f"; {saved}"
+    if isinstance(error, (ChildProcessError, VideoError)):
+        return type(error)(f"{error}{more}")
+    if _is_of_memory(error):
+        size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
+        told = f"out of memory after step {step}{f', {size[1]} more were needed' if size else ''}"
+        less = "a lower batch_size with as much more accumulate (--batch-size, --accumulate)"
+        more = f", of validations a lower eval_batch_size (--eval-batch-size){more}"
+        return MemoryError(f"{told}; {less} takes the same steps in less memory{more}")
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        # What follows an empty line is advice on debugging.
+        reason = " ".join(str(error).strip().split("\n\n")[0].split())[:_LONGEST]
+        return ValueError(
+            f"torch.compile fails here ({reason or type(error).__name__}); leave compile out"
+            f" (--no-compile){more}"
+        )
+    return None
+
+
+def _is_of_memory(error: Exception) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 def stopped(number: int, step: int, total: int, newest: Newest) -> TrainingStopped:
     """Signal ``number`` ended the run after ``step`` of ``total`` steps."""
     told = f"stopped by {signal.Signals(number).name} after step {step} of {total}"
     return TrainingStopped(f"{told}; {kept(newest, 'resume')}", number, step)
 
 
-def diverged(told: str, newest: Newest, holds_it: bool = False) -> TrainingDiverged:
-    """Something is no longer finite, as ``told``; unchanged the run would come to that again.
+_LONGEST = 200
+"""Characters of a compiler's message that are told."""
 
-    ``holds_it``: so are the weights of the newest state, which then is no good one.
-    """
-    change = "a lower lr, or with clip_gradients"
+_CHANGE = "a lower lr, or with clip_gradients"
+_RESUME = f"resume with allow_changes=True (--allow-changes) and {_CHANGE}"
+
+
+def diverged(told: str, newest: Newest) -> TrainingDiverged:
+    """Something is no longer finite, as ``told``; unchanged the run would come to that again."""
     if newest is None:
-        return TrainingDiverged(f"{told}; start with {change}: {kept(newest, '')}")
-    how = f"resume with allow_changes=True (--allow-changes) and {change}"
-    if holds_it:
-        return TrainingDiverged(
-            f"{told}; the newest state, {newest[1]}, has the weights that give it: delete it, then "
-            f"{how}, to go on from the state before"
-        )
-    return TrainingDiverged(f"{told}; {kept(newest, how)}")
+        return TrainingDiverged(f"{told}; start with {_CHANGE}: {kept(newest, '')}")
+    return TrainingDiverged(f"{told}; {kept(newest, _RESUME)}")
+
+
+def unusable(told: str, newest: Newest, before: Newest) -> TrainingDiverged:
+    """The weights of the newest state give what is ``told``; ``before`` is the state before it."""
+    if newest is None:
+        return diverged(told, None)
+    told = f"{told}; the newest state, {newest[1]}, has the weights that give it"
+    if before is None:
+        return TrainingDiverged(f"{told}, and no state before it is left: start with {_CHANGE}")
+    how = f"delete {newest[1].name}, then {_RESUME}"
+    return TrainingDiverged(f"{told}; {kept(before, how)}")

@@ -73,8 +73,9 @@ def train(
         on_epoch: Called in the first process with the epoch's row once its files are written.
         description: JSON values about data and network, by name. They are kept with the states and
             checkpoints, and a run is not resumed with others.
-        stop: Asks the run to stop; by default SIGTERM and SIGINT do, in the main thread. The step
-            at hand ends, or the validation is left, the state is saved, and TrainingStopped raised.
+        stop: Asks the run to stop; by default SIGTERM, SIGINT and SIGHUP do, in the main thread.
+            The step at hand ends, or the validation is left, the state is saved, and
+            TrainingStopped raised.
 
     Returns:
         A row per epoch: ``epoch`` (from 1), ``step`` and ``clips`` (so far), ``lr`` (of its last
@@ -90,10 +91,13 @@ def train(
         FileExistsError: ``out`` holds a run and neither ``resume`` nor ``overwrite`` is given.
         BlockingIOError: another process trains in ``out``.
         ChildProcessError: a decoding process died.
+        VideoError: no video can be decoded, or one cannot and the set is ``strict``.
+        MemoryError: there is too little, on the CPU or the GPU.
         RankFailed: another process of the group failed.
         TypeError: ``out`` is given, and ``model`` is no VideoModel.
         ValueError: the training set is empty, or of uint8 clips without a ``spec``, or ``resume``
-            comes without ``out``, or settings do not fit the network or the clips' size.
+            comes without ``out``, or settings do not fit the network or the clips' size, or
+                torch.compile fails.
     """
     if len(train_set) == 0:
         raise ValueError("train_set is empty: there is nothing to train on")

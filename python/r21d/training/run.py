@@ -133,7 +133,7 @@ class Run:
             stop=self.total,
         )
         on_gpu = torch.device(self.config.device).type == "cuda"
-        with self._decoding(), contextlib.ExitStack() as stack:
+        with self._telling(), contextlib.ExitStack() as stack:
             with self._writing() as folder:
                 log = RunLog(
                     folder,
@@ -214,7 +214,7 @@ class Run:
         due = self.val_set is not None and (last or epoch % self.config.validate_epochs == 0)
         if due or self.config.bn_recalibration:
             # The epoch's training is not lost if what follows is interrupted.
-            self._save()
+            self._save(proven=False)
         row = self._row(epoch)
         if self.config.bn_recalibration:
             clips = recalibration_clips(self.train_set, self.config, self.ranks)
@@ -259,7 +259,8 @@ class Run:
             raise endings.stopped(left.signal, self.step, self.total, self._newest) from None
         except TrainingDiverged as error:
             told = f"validation after epoch {epoch}: {error}"
-            raise endings.diverged(told, self._newest, holds_it=True) from error
+            before = None if self.states is None else self.states.before_newest()
+            raise endings.unusable(told, self._newest, before) from error
 
     def _end_early(self) -> None:
         """At ``max_steps``, amid an epoch: the weights may be looked at, and the run can go on."""
@@ -280,8 +281,8 @@ class Run:
         notes |= {"changes": self.changes} if self.changes else {}
         return notes | ({} if self.description is None else {"description": self.description})
 
-    def _save(self) -> None:
-        """Save the state; collective."""
+    def _save(self, proven: bool = True) -> None:
+        """Save the state; collective. ``proven``: see `States.save`."""
         sums = self.ranks.gather(self.learner.sums.tolist())
         self._saved = self.step
         with self._writing():
@@ -302,7 +303,8 @@ class Run:
                         lr=self.learner.lr,
                         changes=self.changes,
                         scaler=self.learner.scaler.state_dict(),
-                    )
+                    ),
+                    proven,
                 )
 
     @contextlib.contextmanager
@@ -319,21 +321,23 @@ class Run:
                 raise endings.interrupted(error, self.step, self._newest) from error
 
     @contextlib.contextmanager
-    def _decoding(self) -> Iterator[None]:
-        """A block in which a decoding process may die; that comes out in whatever goes on then.
+    def _telling(self) -> Iterator[None]:
+        """A block that may fail for lack of videos, memory, a decoding process or a compiler.
 
         Raises:
-            ChildProcessError: one did.
+            VideoError, MemoryError, ChildProcessError, ValueError: it did; the message says what is
+                saved.
         """
         try:
             with worker_deaths():
                 yield
-        except ChildProcessError as error:
+        except Exception as error:
             # The other processes do not know what the first one has saved.
-            if self.ranks.rank:
+            saved = None if self.ranks.rank else endings.kept(self._newest, "resume")
+            told = endings.failed(error, self.step, saved)
+            if told is None:
                 raise
-            told = f"{error}; {endings.kept(self._newest, 'resume')}"
-            raise ChildProcessError(told) from error
+            raise told from error
 
     @property
     def _newest(self) -> tuple[int, Path] | None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# The last comes when a terminal is closed; Windows has none.
+_SIGNALS = [
+    signal.Signals[name]
+    for name in ("SIGTERM", "SIGINT", "SIGHUP")
+    if name in signal.Signals.__members__
+]
 
 
 class TrainingStopped(Exception):
@@ -25,18 +33,20 @@ class TrainingStopped(Exception):
 
 
 class StopRequest:
-    """Remembers a SIGTERM or SIGINT for as long as its ``with`` block lasts.
+    """Remembers a SIGTERM, SIGINT or SIGHUP for as long as its ``with`` block lasts.
 
-    A SIGINT when there is a request already raises KeyboardInterrupt: whoever presses Ctrl-C twice
-    does not want to wait. Outside the main thread nothing is remembered, as Python runs no
-    handlers there, and a signal that the process was started to ignore (nohup) stays ignored.
+    ``answer`` is a line for stderr when the first one comes. A SIGINT when there is a request
+    already raises KeyboardInterrupt: whoever presses Ctrl-C twice does not want to wait. Outside
+    the main thread nothing is remembered, as Python runs no handlers there, and a signal that the
+    process was started to ignore (nohup) stays ignored.
 
     Attributes:
         requested: number of the signal that came, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answer: str | None = None) -> None:
         self.requested: int | None = None
+        self._answer = answer
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -61,4 +71,8 @@ class StopRequest:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.requested is not None:
             raise KeyboardInterrupt
+        if self.requested is None and self._answer is not None:
+            # Not by print: the signal may have come amid one. And the terminal may be gone.
+            with contextlib.suppress(OSError, ValueError):
+                os.write(sys.stderr.fileno(), f"{self._answer}\n".encode())
         self.requested = self.requested or number

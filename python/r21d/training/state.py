@@ -112,7 +112,10 @@ _VALUES = tuple(
 
 
 class States:
-    """The states in a run's folder, of which the newest ``keep`` stay."""
+    """The states in a run's folder, of which the newest ``keep`` stay.
+
+    One more does for as long as the newest is not proven good by a validation.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
@@ -121,8 +124,10 @@ class States:
         """Step and file of the newest known to be good."""
         self._good: set[Path] = set()
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, proven: bool = True) -> None:
         """Add a state, then remove those that it makes too many.
+
+        ``proven``: False where a validation may still find its weights to be no good.
 
         Raises:
             OSError: it cannot be written; all others are there as before.
@@ -131,12 +136,17 @@ class States:
         write_state(file, state)
         self._good.add(file)
         self.newest = state.step, file
-        kept = 0
+        kept, wanted = 0, self.keep + (not proven)
         for older in state_files(self.folder).values():
-            if kept >= self.keep:
+            if kept >= wanted:
                 older.unlink(missing_ok=True)
             elif self._is_good(older):
                 kept += 1
+
+    def before_newest(self) -> tuple[int, Path] | None:
+        """Step and file of the newest good state but one."""
+        others = list(state_files(self.folder).items())[1:]
+        return next((pair for pair in others if self._is_good(pair[1])), None)
 
     def load(self) -> TrainState:
         """The newest state.
@@ -156,11 +166,11 @@ class States:
                 f"there is no run to resume: {self.folder / STATES_FOLDER} holds no state; start "
                 "the run without resume"
             )
-        (step, newest), *others = files.items()
+        step, newest = next(iter(files.items()))
         try:
             state = load_state(newest)
         except ResumeError as error:
-            readable = next((pair for pair in others if self._is_good(pair[1])), None)
+            readable = self.before_newest()
             if readable is None:
                 raise ResumeError(
                     f"{error}; no other state can be read: start the run anew (overwrite)"

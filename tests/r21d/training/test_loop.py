@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +31,7 @@ from r21d.models import create_model
 from r21d.training import TrainConfig, TrainingDiverged, learning_rate, train
 from r21d.training.logs import read_csv
 from r21d.training.results import is_best
+from r21d.training.run_folder import state_files
 from r21d.video import InputSpec
 from r21d.video.transforms import Normalize
 from r21d.weights import load_checkpoint
@@ -277,9 +279,47 @@ def test_non_finite_validation_stops(tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match=r"validation after epoch 1: .*; start with a lower"):
         train(small_model(), Shades(), val_set, CONFIG)
     # Its weights are those that gave it: it would be of no use to go on from there.
-    told = r"newest state, .*step_000000003.*: delete it, then resume with allow_changes=True"
+    told = r"newest state, .*step_000000003.*last good state is .*step_000000000.safetensors: "
+    told += r"delete step_000000003.safetensors, then resume with allow_changes=True.*from step 0"
     with pytest.raises(TrainingDiverged, match=told):
-        train(small_model(), Shades(), val_set, CONFIG, out=tmp_path)
+        train(small_model(), Shades(), val_set, changed(keep=1), out=tmp_path)
+    # As it says.
+    state_files(tmp_path)[3].unlink()
+    lower = changed(keep=1, lr=CONFIG.lr / 2)
+    history = train(
+        small_model(), Shades(), Shades(4), lower, out=tmp_path, resume=True, allow_changes=True
+    )
+    assert len(history) == CONFIG.epochs and len(state_files(tmp_path)) == 1
+
+
+class Hungry(nn.Module):
+    """Asks for more memory than there is, on its n-th pass, as ``ask`` does."""
+
+    def __init__(self, number: int, ask: Callable[[], object]) -> None:
+        super().__init__()
+        self.left, self.ask = number, ask
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left == 0:
+            self.ask()
+        return x.mean((1, 2, 3, 4))[:, None] + self.weight
+
+
+def _out_of_gpu_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has none.")
+
+
+@pytest.mark.parametrize(
+    ("ask", "size"),
+    [(lambda: torch.empty(2**58), f"{2**60} bytes"), (_out_of_gpu_memory, "2.00 GiB")],
+)
+def test_too_little_memory_is_told_in_a_line(ask: Callable[[], object], size: str) -> None:
+    told = f"^out of memory after step 1, {size} more were needed; a lower batch_size .* no state"
+    with pytest.raises(MemoryError, match=told) as error:
+        train(Hungry(2, ask), Shades(), None, CONFIG)
+    assert "\n" not in str(error.value)
 
 
 class Bytes(Dataset[tuple[Tensor, int, int]]):

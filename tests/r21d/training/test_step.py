@@ -279,3 +279,14 @@ def test_compiled_training_is_the_same_and_keeps_plain_names(
     history = train(compiled, Shades(), None, replace(config, compile=True))
     assert timeless(history) == timeless(expected) and same_weights(compiled, plain)
     assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_what_cannot_be_compiled_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(graph: Any, inputs: Any) -> Any:
+        raise OSError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    told = r"torch.compile fails here \(.*no compiler here\); leave compile out"
+    with pytest.raises(ValueError, match=told) as error:
+        train(Linear(), Shades(), None, TrainConfig(epochs=1, batch_size=2, compile=True))
+    assert "\n" not in str(error.value)

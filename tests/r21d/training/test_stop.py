@@ -34,6 +34,7 @@ from r21d.training.run_folder import state_files
 from r21d.training.state import load_state
 
 CONFIG = changed(epochs=2)
+KINDS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +66,19 @@ def send(number: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", KINDS)
 @pytest.mark.parametrize(("clip", "step"), [(1, 1), (6, 2), (12, 3)])
 def test_a_signal_ends_the_step_and_saves(
     tmp_path: Path, whole: Any, number: int, clip: int, step: int
 ) -> None:
-    before = [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)]
+    before = [signal.getsignal(kind) for kind in KINDS]
     train_set = Signalling(clip, send(number))
     name = signal.Signals(number).name
     told = f"stopped by {name} after step {step} of 6; .*step_00000000{step}.* from step {step}"
     with pytest.raises(TrainingStopped, match=told) as stopped:
         train(small_model(), train_set, FixedValidation(6, clips=2), CONFIG, out=tmp_path)
     assert (stopped.value.signal, stopped.value.step) == (number, step)
-    assert [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)] == before
+    assert [signal.getsignal(kind) for kind in KINDS] == before
     # Not a clip beyond the step was asked for.
     assert train_set.left == clip - 4 * step
     resumed, history = run(tmp_path, CONFIG, resume=True)
