@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from r21d.cli import convert, demo, doctor, evaluate, index, info, predict, trai
 from r21d.cli.errors import (
     USAGE_EXIT,
     UserError,
+    discard_output,
     one_line,
     print_error,
     printable,
@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error("interrupted")
         return INTERRUPT_EXIT
     except BrokenPipeError:
-        # The reader (head, less) has what it wanted; Python must not complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (head, less) has what it wanted.
+        discard_output()
         return 0
     except user_errors() as error:
         _log.debug("", exc_info=not isinstance(error, UserError))

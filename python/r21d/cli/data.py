@@ -51,7 +51,7 @@ def add_data(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     )
     group.add_argument(
         "--strict",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         default=argparse.SUPPRESS if optional else False,
         help="stop at broken videos instead of leaving them out",
     )

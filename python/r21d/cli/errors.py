@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import logging
 import os
 import sys
+
+_log = logging.getLogger(__name__)
 
 SOME_FAILED_EXIT = 1
 """Exit code of a command that served some of its files but not all."""
@@ -70,5 +74,24 @@ def _shown(character: str) -> str:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr."""
-    print(f"r21d: error: {printable(message)}", file=sys.stderr)
+    """One line on stderr, if anybody is there to read it."""
+    with contextlib.suppress(OSError):
+        print(f"r21d: error: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def say(message: str) -> None:
+    """Print what is worth less than the work that it tells of, and ends that in no case.
+
+    The reader of a pipe may be gone, the disk be full, or the terminal closed.
+    """
+    try:
+        print(message, flush=True)
+    except OSError as error:
+        _log.warning("nothing more can be printed (%s); the work goes on", error.strerror)
+        discard_output()
+
+
+def discard_output() -> None:
+    """Let all that is printed from now on go nowhere, so that Python does not complain at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from r21d.cli.errors import (
     one_line,
     print_error,
     printable,
+    say,
     user_errors,
 )
 from r21d.cli.peers import speak_of_own_files_alone
@@ -45,7 +48,13 @@ from r21d.cli.train_folder import (
 from r21d.cli.training_options import ListConfigs, add_settings
 from r21d.training.protocol import dump_config
 from r21d.training.run_config import DEFAULT_SOURCE, RunConfig
-from r21d.training.run_folder import BEST_FILE, CONFIG_FILE, ENVIRONMENT_FILE, LAST_FILE
+from r21d.training.run_folder import (
+    BEST_FILE,
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    LAST_FILE,
+    state_files,
+)
 
 if TYPE_CHECKING:
     from r21d.evaluation.distributed import Ranks
@@ -57,6 +66,10 @@ _log = logging.getLogger(__name__)
 
 _MOMENT = 1.0
 """Seconds that the first process has to say what has failed."""
+_STOPPING = (
+    "r21d: stopping: the step at hand is finished, or the validation left, and the state saved; "
+    "Ctrl-C now ends at once, without"
+)
 
 
 def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
@@ -153,20 +166,44 @@ def run(args: argparse.Namespace) -> int:
     except TrainingStopped as stopped:
         if not _is_first():
             return 0
-        print_error(f"{stopped}; {go_on(out)}")
+        print_error(f"{stopped}{_go_on(training)}")
         return 128 + stopped.signal
+    except KeyboardInterrupt:
+        if training is None or not training.started:
+            raise
+        training.started = False  # Whoever presses Ctrl-C twice does not wait for a report.
+        newest = max(state_files(out), default=0)
+        print_error(f"interrupted; the newest state is that after step {newest}; {go_on(out)}")
+        return 128 + signal.SIGINT
     except user_errors() as error:
         if not _is_first():
             return _fail_after_the_first(error)
-        if not isinstance(error, RankFailed):
+        if not isinstance(error, (RankFailed, *_from_outside())):
             raise
-        begun = training is not None and (training.started or training.resume)
-        print_error(one_line(error) + (f"; {go_on(out)}" if begun else ""))
+        print_error(one_line(error) + _go_on(training))
         return USAGE_EXIT
     finally:
         # Last: torchrun ends this process soon after another has died.
         if training is not None:
             training.report()
+
+
+def _go_on(training: _Training | None) -> str:
+    """How to go on with the run, where there is one already."""
+    begun = training is not None and (training.started or training.resume)
+    return f"; {go_on(training.out)}" if training is not None and begun else ""
+
+
+def _from_outside() -> tuple[type[Exception], ...]:
+    """Errors that are no fault of the run, which goes on by the same command once they are gone."""
+    from r21d.training import TrainingInterrupted
+
+    kinds: list[type[Exception]] = [TrainingInterrupted, ChildProcessError, MemoryError]
+    with contextlib.suppress(ImportError):
+        from r21d.video import VideoError
+
+        kinds.append(VideoError)
+    return tuple(kinds)
 
 
 def _fail_after_the_first(error: Exception) -> int:
@@ -223,10 +260,9 @@ class _Training:
             self.config = self.config.changed({"device": own.partition(":")[0]}, DEFAULT_SOURCE)
         train_set, val_set, model = self._open()
         if self.ranks.rank == 0:
-            print(
+            say(
                 f"{self.config.model.model}: {len(train_set)} videos to train on, {len(val_set)} "
-                f"to validate on, {len(train_set.classes)} classes",
-                flush=True,
+                f"to validate on, {len(train_set.classes)} classes"
             )
         if self.args.dry_run:
             from r21d.cli.dry_run import try_run
@@ -256,7 +292,7 @@ class _Training:
             model = network.build_model(asked, train_set.classes, start)
         if start is not None and not self.resume and self.ranks.rank == 0:
             told = network.describe_start(self.config, start, train_set.classes)
-            print(printable(told), flush=True)
+            say(printable(told))
         self.description = describe_run(self.config, start, train_set, val_set)
         return train_set, val_set, model
 
@@ -285,21 +321,23 @@ class _Training:
     def _train(
         self, device: str, train_set: VideoDataset, val_set: VideoDataset, model: VideoModel
     ) -> None:
-        from r21d.training import train
+        from r21d.training import StopRequest, train
 
-        history = train(
-            model,
-            train_set,
-            val_set,
-            replace(self.config.train, device=device),
-            out=self.out,
-            resume=self.resume,
-            overwrite=self.args.overwrite and not self.resume,
-            allow_changes=self.args.allow_changes,
-            on_start=self._on_start,
-            on_epoch=self._on_epoch,
-            description=self.description,
-        )
+        with StopRequest(_STOPPING if self.ranks.rank == 0 else None) as stop:
+            history = train(
+                model,
+                train_set,
+                val_set,
+                replace(self.config.train, device=device),
+                out=self.out,
+                resume=self.resume,
+                overwrite=self.args.overwrite and not self.resume,
+                allow_changes=self.args.allow_changes,
+                on_start=self._on_start,
+                on_epoch=self._on_epoch,
+                description=self.description,
+                stop=stop,
+            )
         if self.ranks.rank == 0:
             self._conclude(history)
 
@@ -315,7 +353,7 @@ class _Training:
 
     def _on_epoch(self, row: dict[str, Any]) -> None:
         epochs = self.config.train.epochs
-        print(epoch_line(row, epochs), flush=True)
+        say(epoch_line(row, epochs))
         if row["epoch"] < epochs:  # The last one's is written at the end.
             self.report()
 
@@ -334,15 +372,15 @@ class _Training:
     def _conclude(self, history: list[dict[str, Any]]) -> None:
         epochs = self.config.train.epochs
         if len(history) < epochs:
-            print(
+            say(
                 f"ended after step {self.config.train.max_steps}, as --max-steps says, in epoch "
                 f"{len(history) + 1} of {epochs}; {go_on(self.out)} --max-steps none"
             )
         for name in (BEST_FILE, LAST_FILE):
             if (file := self.out / name).is_file():
                 kind = name.partition(".")[0]
-                print(f"{kind} checkpoint: {printable(file)}")
-                print(f"next: r21d predict VIDEO --checkpoint {printable(file)}")
+                say(f"{kind} checkpoint: {printable(file)}")
+                say(f"next: r21d predict VIDEO --checkpoint {printable(file)}")
                 break
 
 

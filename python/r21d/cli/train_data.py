@@ -103,10 +103,18 @@ def _lists(options: argparse.Namespace) -> tuple[VideoList, VideoList | None]:
 
 
 def located(config: RunConfig) -> RunConfig:
-    """``config`` with the whole paths of its videos and lists, which hold in any folder."""
+    """``config`` with whole paths of its videos, lists and weights, which hold in any folder."""
     paths = {name: getattr(config.run, name) for name in ("data", "annotations", "val", "index")}
     whole = {name: os.path.abspath(path) for name, path in paths.items() if path is not None}
-    return replace(config, run=replace(config.run, **whole))
+    weights = config.model.weights
+    # It may also be a name, or a URL.
+    if weights is not None and os.path.exists(weights):
+        weights = os.path.abspath(weights)
+    return replace(
+        config,
+        run=replace(config.run, **whole),
+        model=replace(config.model, weights=weights),
+    )
 
 
 def describe_run(

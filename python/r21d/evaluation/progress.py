@@ -65,8 +65,15 @@ def shown_bar(
     if display is None:
         yield ProgressBar()
         return
-    with display, _on_screen(display):
-        yield ProgressBar(display, _add(display, description, total, completed, detail))
+    # The terminal may be gone: a bar is never a reason to fail.
+    with contextlib.suppress(OSError):
+        display.start()
+    try:
+        with _on_screen(display):
+            yield ProgressBar(display, _add(display, description, total, completed, detail))
+    finally:
+        with contextlib.suppress(OSError):
+            display.stop()
 
 
 def _add(

@@ -32,14 +32,17 @@ def interrupted(error: OSError, step: int, newest: Newest) -> TrainingInterrupte
     return found
 
 
-def failed(error: Exception, step: int, saved: str | None) -> Exception | None:
+def failed(error: Exception, step: int, strict: bool, saved: str | None) -> Exception | None:
     """What an ``error`` of a video, memory, a decoding process or a compiler means for the run.
 
-    ``saved``: what is good on disk, as `kept` says it. None for other errors.
+    ``strict``: no other videos are drawn. ``saved``: what is good on disk, as `kept` says it.
+    None for other errors.
     """
     from r21d.video.reader import VideoError
 
     more = "" if saved is None else f"; {saved}"
+    if isinstance(error, VideoError) and strict:
+        more = f"; strict=False (--no-strict) draws another one instead{more}"
     if isinstance(error, (ChildProcessError, VideoError)):
         return type(error)(f"{error}{more}")
     if _is_of_memory(error):

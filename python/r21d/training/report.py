@@ -18,6 +18,7 @@ from r21d.training import run_folder
 from r21d.training.environment import read_environments
 from r21d.training.logs import read_csv
 from r21d.training.report_page import page
+from r21d.training.state import read_values
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class Run:
     """How the best epoch validated."""
     environments: list[Row]
     """One for each start."""
+    changes: list[Row]
+    """Settings that were changed on the way, as `r21d.training.state.TrainState` has them."""
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
@@ -55,6 +58,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         steps=_read(folder / run_folder.STEPS_FILE, _read_steps, []),
         best=_read(folder / run_folder.BEST_RESULT_FILE, _read_best, {}),
         environments=_read(folder / run_folder.ENVIRONMENT_FILE, read_environments, []),
+        changes=_read(folder, _read_changes, []),
     )
 
 
@@ -125,6 +129,16 @@ def _read_best(path: Path) -> Row:
         _require(video, "name", "labels", "predicted", "score", "label_score")
     _confusion(best)
     return best
+
+
+def _read_changes(folder: Path) -> list[Row]:
+    """Of the newest state."""
+    for file in run_folder.state_files(folder).values():
+        changes: list[Row] = read_values(file)["changes"]
+        for change in changes:
+            _require(change, "step", "changed")
+        return changes
+    return []
 
 
 def _require(values: Row, *names: str) -> None:

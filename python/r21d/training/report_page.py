@@ -185,7 +185,10 @@ def _commands(run: Run) -> str:
     epochs = _epochs(run)
     lines = []
     if epochs is None or len(run.history) < epochs:
-        lines.append(("go on where it stopped", ["r21d", "train", "--resume", "--out", folder]))
+        resume = ["r21d", "train", "--resume", "--out", folder]
+        if isinstance(run.config.get("train", {}).get("max_steps"), int):
+            resume += ["--max-steps", "none"]
+        lines.append(("go on where it stopped", resume))
     if run.history:
         told, videos = _held_out(run)
         lines.append((told, ["r21d", "eval", *videos, "--checkpoint", checkpoint]))
@@ -231,11 +234,24 @@ def _configuration(run: Run) -> str:
     if defaults:
         folded = _table(("table", "key", "value"), defaults)
         content += f"<details><summary>{len(defaults)} defaults</summary>\n{folded}</details>\n"
-    return content
+    return content + _changes(run)
+
+
+def _changes(run: Run) -> str:
+    """What was another on the way here."""
+    rows = [
+        (str(change["step"]), name, _plain(old), _plain(new))
+        for change in run.changes
+        for name, (old, new) in change["changed"].items()
+    ]
+    if not rows:
+        return ""
+    table = _table(("after step", "key", "was", "is"), rows, numbers=(0,))
+    return f"<p>Changed when the run went on (--allow-changes):</p>\n{table}"
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, bool):
+    if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
         return " x ".join(map(str, value))

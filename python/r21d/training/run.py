@@ -334,7 +334,8 @@ class Run:
         except Exception as error:
             # The other processes do not know what the first one has saved.
             saved = None if self.ranks.rank else endings.kept(self._newest, "resume")
-            told = endings.failed(error, self.step, saved)
+            strict = getattr(self.train_set, "strict", False)
+            told = endings.failed(error, self.step, strict, saved)
             if told is None:
                 raise
             raise told from error

@@ -254,6 +254,18 @@ def load_state(path: Path) -> TrainState:
     return TrainState(**parts, **values, sums=sums)
 
 
+def read_values(path: Path) -> dict[str, Any]:
+    """What a state holds beside tensors, by the names of `TrainState`; no checksum is compared.
+
+    Raises:
+        OSError, ValueError, KeyError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    values: dict[str, Any] = json.loads(header["__metadata__"]["values"])
+    return values
+
+
 def momentum_buffers(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's momentum by parameter name; those that have not been updated have none."""
     found = {}

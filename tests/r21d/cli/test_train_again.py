@@ -224,7 +224,7 @@ def test_a_fine_tuned_run_goes_on_without_what_it_has_started_from(
         assert (made.input["mean"], made.input["frame_rate"]) == ([0.5] * 3, 7.0)
         config = load_config(Path(out, "config.toml"))
         assert config.sources["model"] == "the weights"
-    assert load_config("run/config.toml").model.weights == "old"
+    assert load_config("run/config.toml").model.weights == str(tmp_path / "old")
 
 
 @pytest.mark.usefixtures("unopened")

@@ -51,8 +51,8 @@ def at_step(step: int, monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
     """Do something once, when the state of ``step`` has been saved."""
     save = States.save
 
-    def save_and_act(states: States, state: Any) -> None:
-        save(states, state)
+    def save_and_act(states: States, state: Any, proven: bool) -> None:
+        save(states, state, proven)
         if state.step == step:
             monkeypatch.setattr(States, "save", save)
             act()

@@ -105,7 +105,6 @@ _LONGER = (
 
 _KINETICS_34_8 = KINETICS | {
     "model": Quote("r2plus1d_34", _DEEP, "results using a 34-layer version of R(2+1)D"),
-    "val_sampling": Quote("even", "ours", "section 4.4 does not say; VMZ's are dense"),
 }
 _KINETICS_34_32 = _KINETICS_34_8 | {
     "clip_len": Quote(32, "VMZ: c2/tutorials/models.md", "R2.5D-34 | 32x112x112 | RGB | Kinetics"),
@@ -171,6 +170,7 @@ _TO_HMDB51 = (
         "resize": Quote((128, 171), _AS_ON_KINETICS, "VMZ scales by the shorter side"),
         "crop": _CROP,
         "val_clips": Quote(10, _AS_ON_KINETICS, "VMZ's are dense"),
+        "val_sampling": Quote("random", _AS_ON_KINETICS, "VMZ's are dense"),
         "dataset": Quote("hmdb51", _DEEP, _SPLITS),
         "epochs": Quote(8, _HMDB51_SCRIPT, "--num_epochs=8"),
         "epoch_clips": Quote(40_000, _HMDB51_SCRIPT, "--epoch_size=40000"),

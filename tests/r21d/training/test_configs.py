@@ -16,6 +16,7 @@ from small_sets import small_set
 from training.quoted_values import QUOTED
 
 from r21d.cli import main
+from r21d.cli.train_data import located
 from r21d.models import create_model
 from r21d.training.network import build_model
 from r21d.training.protocol import list_configs, load_config
@@ -126,8 +127,8 @@ def killed(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the command in a process that is killed when it has saved its first step."""
     save = States.save
 
-    def save_and_die(states: States, state: Any) -> None:
-        save(states, state)
+    def save_and_die(states: States, state: Any, proven: bool) -> None:
+        save(states, state, proven)
         if state.step == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -162,7 +163,7 @@ def test_it_trains_dies_goes_on_and_is_evaluated(
     assert (notes["step"], notes["epoch"]) == ("2", "1")
 
     # What ran is the configuration but for what was given.
-    ran, asked = load_config(out / "config.toml"), load_config(name)
+    ran, asked = load_config(out / "config.toml"), located(config)
     other = {key for key in KEYS if ran.values().get(key) != asked.values().get(key)}
     flags = {word[2:].replace("-", "_") for word in options if word.startswith("--")}
     assert other <= flags | {"checkpoint_steps"}

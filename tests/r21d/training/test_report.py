@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("av")
@@ -24,6 +25,8 @@ from r21d.training.environment import append_environment
 from r21d.training.logs import RunLog
 from r21d.training.protocol import dump_config, load_config
 from r21d.training.report import read_run, write_report
+from r21d.training.run_folder import state_file
+from r21d.training.state import TrainState, write_state
 
 EVIL = "</td><script>alert('1')</script> & \"walk\""
 SECTIONS = [
@@ -236,6 +239,23 @@ def test_a_finished_run_is_not_to_be_resumed(folder: Path) -> None:
     page = Page(write_report(folder))
     assert "r2plus1d_18 · folder · 3 epochs" in page.text and "so far" not in page.text
     assert "--resume" not in page.text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_end_of_a_queue_is_not_that_of_the_run(folder: Path) -> None:
+    (folder / "config.toml").write_text(dump_config(load_config(None, {"max_steps": 20})))
+    (block,) = Page(write_report(folder)).of("pre")
+    assert "--resume --out" in block and "--max-steps none" in block
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_settings_changed_on_the_way_are_told(folder: Path) -> None:
+    assert "--allow-changes" not in Page(write_report(folder)).text
+    rows = [{"step": 15, "changed": {"lr": [0.5, 0.0625], "clip_gradients": [None, 40.0]}}]
+    state = TrainState({}, {}, 20, {}, 8, {}, None, [], torch.zeros(1, 3), changes=rows)
+    write_state(state_file(folder, 20), state)
+    page = Page(write_report(folder))
+    assert "15 lr 0.5 0.0625 15 clip_gradients none 40.0" in page.text
 
 
 @pytest.mark.usefixtures("undrawn")
