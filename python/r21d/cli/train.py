@@ -45,6 +45,7 @@ from r21d.cli.train_folder import (
     settings,
     write_launch,
 )
+from r21d.cli.train_videos import read_videos, write_videos
 from r21d.cli.training_options import ListConfigs, add_settings
 from r21d.training.protocol import dump_config
 from r21d.training.run_config import DEFAULT_SOURCE, RunConfig
@@ -53,6 +54,7 @@ from r21d.training.run_folder import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
     LAST_FILE,
+    VIDEOS_FILE,
     state_files,
 )
 
@@ -242,6 +244,7 @@ class _Training:
     ) -> None:
         self.args, self.config, self.out, self.resume = args, config, out, resume
         self.launch, self.ranks = launch, ranks
+        self.sets: tuple[VideoDataset, VideoDataset] | None = None
         self.description: dict[str, Any] = {}
         # Whether the folder is this run's.
         self.started = False
@@ -283,8 +286,9 @@ class _Training:
         with self.ranks.together():
             if self.ranks.rank == 0:
                 spec = self.config.input.spec(network.normalisation(start))
-                found = open_datasets(self.config, spec)
-        train_set, val_set = self.ranks.from_first(found)
+                begun = read_videos(self.out) if self.resume else None
+                found = open_datasets(self.config, spec, begun, self.args.allow_changes)
+        self.sets = train_set, val_set = self.ranks.from_first(found)
         with self.ranks.together():
             torch.manual_seed(self.config.train.seed)
             # A state holds every weight: what the run has once started from may be gone.
@@ -349,6 +353,9 @@ class _Training:
         write_atomically(self.out / CONFIG_FILE, dump_config(config).encode())
         append_environment(self.out / ENVIRONMENT_FILE, anew=not self.resume)
         write_launch(self.out, self.launch)
+        # A run of an earlier version has not noted them.
+        if self.sets is not None and not (self.resume and (self.out / VIDEOS_FILE).exists()):
+            write_videos(self.out, *self.sets)
         self.started = True
 
     def _on_epoch(self, row: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from r21d.cli.data import splits, video_list
 from r21d.cli.errors import UserError
+from r21d.cli.train_videos import RunVideos, as_begun
 from r21d.training.run_config import RunConfig
 from r21d.video.lists import VideoList, has_sides, open_list
 
@@ -44,11 +45,16 @@ def data_options(config: RunConfig) -> argparse.Namespace:
     )
 
 
-def open_datasets(config: RunConfig, spec: InputSpec) -> tuple[VideoDataset, VideoDataset]:
-    """The training and the validation set.
+def open_datasets(
+    config: RunConfig,
+    spec: InputSpec,
+    begun: RunVideos | None = None,
+    allow_changes: bool = False,
+) -> tuple[VideoDataset, VideoDataset]:
+    """The training and the validation set; of a run that has ``begun`` with some, those.
 
     Raises:
-        UserError: the options do not name both.
+        UserError: the options do not name both; or as `as_begun`.
         ValueError: a list is bad, or no video can be decoded.
     """
     from r21d.training.split import split_videos
@@ -67,12 +73,17 @@ def open_datasets(config: RunConfig, spec: InputSpec) -> tuple[VideoDataset, Vid
         **shared,
     )
     sampling = ClipSampling(config.data.val_sampling, config.data.val_clips, seed=seed)
-    if val_list is None:
+    val_set = None
+    if val_list is not None:
+        # --index speaks of DATA; another folder may have an index of its own.
+        index = options.index if val_list.root == train_list.root else None
+        val_set = VideoDataset(val_list, spec, False, sampling, index=index, **shared)
+    if begun is not None:
+        return as_begun(train_set, val_set, begun, sampling, allow_changes)
+    if val_set is None:
         share = options.val_fraction or VAL_FRACTION
         return split_videos(train_set, share, seed=seed, sampling=sampling)
-    # --index speaks of DATA; another folder may have an index of its own.
-    index = options.index if val_list.root == train_list.root else None
-    return train_set, VideoDataset(val_list, spec, False, sampling, index=index, **shared)
+    return train_set, val_set
 
 
 def _lists(options: argparse.Namespace) -> tuple[VideoList, VideoList | None]:
@@ -149,10 +160,6 @@ def described_start(description: Mapping[str, Any] | None) -> Checkpoint | None:
 
 def _digest(dataset: VideoDataset) -> str:
     """How many videos, and a hash of their names and labels."""
-    from r21d.video.index import relative_name
-
-    lines = [
-        f"{relative_name(path, dataset.root) or path}\0{label}" for path, label in dataset.samples
-    ]
+    lines = [f"{name}\0{label}" for name, label in dataset.listed()]
     text = "\n".join(lines).encode("utf-8", "surrogateescape")
     return f"{len(lines)} ({hashlib.sha256(text).hexdigest()[:12]})"

@@ -17,6 +17,8 @@ ENVIRONMENT_FILE = "environment.json"
 """Versions and machine, an entry for each start."""
 HISTORY_FILE = "history.jsonl"
 """A row an epoch."""
+VIDEOS_FILE = "videos.json"
+"""Names and labels of the videos that the run has begun with."""
 METRICS_FILE = "metrics.csv"
 """The same as a table."""
 STEPS_FILE = "steps.csv"
@@ -78,7 +80,8 @@ def held_run(folder: str | Path) -> list[Path]:
 
 def empty(folder: Path) -> None:
     """Remove what a run left in ``folder``, but for its settings and environment."""
-    names = (METRICS_FILE, STEPS_FILE, CURVES_FILE, CONFUSION_FILE, REPORT_FILE, LAUNCH_FILE)
+    pages = (CURVES_FILE, CONFUSION_FILE, REPORT_FILE)
+    names = (METRICS_FILE, STEPS_FILE, *pages, LAUNCH_FILE, VIDEOS_FILE)
     events = (folder / TENSORBOARD_FOLDER).glob("events.out.tfevents.*")
     for file in [*held_run(folder), *(folder / name for name in names), *events]:
         file.unlink(missing_ok=True)

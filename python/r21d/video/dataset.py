@@ -24,6 +24,9 @@ from r21d.video.reader import VideoError, VideoInfo, read_video
 from r21d.video.sampling import clip_span, random_clip_start, select_frames
 from r21d.video.transforms import ClipTransform, InputSpec
 
+Listed = tuple[str, int | tuple[int, ...]]
+"""A video by its name below the root (else its path), and its label or labels."""
+
 logger = logging.getLogger(__name__)
 
 _MOST_WARNINGS = 10
@@ -124,7 +127,7 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
         if not 0 <= index < len(self.samples):
             raise IndexError(f"index {index} is outside 0..{len(self.samples) - 1}")
         if self.sampling is not None:
-            starts = self.sampling.starts(self._infos[index], self.spec, self._name(index))
+            starts = self.sampling.starts(self._info(index), self.spec, self._name(index))
             return self._test_transform(self._read(index, starts)), self._label(index), index
         generator = self._generator(index)
         for candidate in self._candidates(index, generator):
@@ -147,7 +150,9 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
 
     def part_count(self, index: int) -> int:
         """In how many parts `read_part` reads item ``index``; 1 in training."""
-        return 1 if self.sampling is None else len(self._parts(index, self.sampling))
+        if self.sampling is None or isinstance(self._infos[index], str):
+            return 1
+        return len(self._parts(index, self.sampling))
 
     def read_part(self, index: int, part: int) -> tuple[torch.Tensor, Any, int]:
         """Item ``index`` with some of its clips only; those of all parts, in turn, are the item's.
@@ -191,6 +196,43 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
         part._cache = None if self._cache is None else {}
         return part
 
+    def listed(self) -> list[Listed]:
+        """The names and labels of ``samples``, for `restored`."""
+        return [(self._name(index), label) for index, (_, label) in enumerate(self.samples)]
+
+    def restored(
+        self, videos: Sequence[Listed], train: bool, *, sampling: ClipSampling | None = None
+    ) -> VideoDataset:
+        """The set that `listed` once told of, item by item, of the videos that are there now.
+
+        ``train`` and ``sampling`` as in the constructor. One that is gone, or that can no longer be
+        decoded, keeps its place and is listed in `unreadable`: reading it raises VideoError, and in
+        training another is drawn instead, as for every broken file.
+
+        Raises:
+            ValueError: a video has another label now.
+        """
+        own = {name: index for index, (name, _) in enumerate(self.listed())}
+        reasons = {path: reason.removeprefix(f"{path}: ") for path, reason in self.failed}
+        samples, infos = [], []
+        for name, label in videos:
+            path, info = self.root / name, None
+            if name in own:
+                (path, now), info = self.samples[own[name]], self._infos[own[name]]
+                if now != label:
+                    raise ValueError(f"{path}: its label was {label} and is now {now}")
+            samples.append((path, label))
+            infos.append(info or reasons.get(path, "no such video"))
+        part = self.subset([], train, sampling=sampling)
+        part.samples, part._infos = samples, infos
+        return part
+
+    @property
+    def unreadable(self) -> list[tuple[Path, str]]:
+        """Of a set that was `restored`, the videos that were lost and why."""
+        pairs = zip(self.samples, self._infos, strict=True)
+        return [(path, info) for (path, _), info in pairs if isinstance(info, str)]
+
     def _set_side(self, train: bool, sampling: ClipSampling | None) -> None:
         if train and sampling is not None:
             raise ValueError(
@@ -205,7 +247,8 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
         """Look every file up, or open it; keep those that can be decoded."""
         self.samples: list[tuple[Path, int | tuple[int, ...]]] = []
         self.failed: list[tuple[Path, str]] = []
-        self._infos: list[VideoInfo] = []
+        # The reason instead of a file that cannot be read.
+        self._infos: list[VideoInfo | str] = []
         if index is None and len(items) > _MANY_FILES:
             logger.warning(
                 "%s: no index, so each of %d files is opened first; r21d index does that once",
@@ -279,8 +322,14 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
         return ones
 
     def _parts(self, index: int, sampling: ClipSampling) -> list[list[float]]:
-        info, name = self._infos[index], self._name(index)
+        info, name = self._info(index), self._name(index)
         return sampling.parts(info, self.spec, name, normalized=self.normalize)
+
+    def _info(self, index: int) -> VideoInfo:
+        info = self._infos[index]
+        if isinstance(info, str):
+            raise VideoError(f"{self.samples[index][0]}: {info}")
+        return info
 
     def _name(self, index: int) -> str:
         """The key of a video's random clips."""
@@ -303,7 +352,7 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
         return torch.Generator().manual_seed(draw ^ self.seed)
 
     def _random_start(self, index: int, generator: torch.Generator) -> float:
-        info, spec = self._infos[index], self.spec
+        info, spec = self._info(index), self.spec
         span = clip_span(spec.clip_len, spec.frame_rate or info.frame_rate, spec.frame_stride)
         return random_clip_start(info.duration, span, generator)
 
@@ -327,7 +376,7 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
                 threads=self.threads,
                 on_damage="raise",
             )
-            period = 1 / self._infos[index].frame_rate
+            period = 1 / self._info(index).frame_rate
             self._cache[index] = _DecodedVideo(frames, times, period)
         return self._cache[index].clips(starts, spec)
 

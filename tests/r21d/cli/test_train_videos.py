@@ -1,0 +1,118 @@
+"""``r21d train --resume`` where some videos are others than before (about five seconds)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from cli.train_runs import SMALL, rows, same, train, unwritten_reports, weights
+from small_sets import small_set
+
+from r21d.training.run_folder import VIDEOS_FILE
+from r21d.video import InputSpec, VideoDataset, VideoError, open_list
+
+BEGIN = [*SMALL.split(), "--out", "run", "--max-steps", "1"]
+GO_ON = ["--resume", "--out", "run", "--max-steps", "none"]
+
+
+@pytest.fixture(autouse=True)
+def reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
+    """Folders of which a report would have been written."""
+    return unwritten_reports(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """A folder of two classes of ten videos, of which sixteen are trained on."""
+    folder = Path(small_set("folder", tmp_path)[0])
+    for video in sorted(folder.rglob("*.mp4")):
+        for number in range(4):
+            if len([*video.parent.iterdir()]) < 10:
+                shutil.copy(video, video.with_stem(f"{video.stem}{number}"))
+    assert len([*folder.rglob("*.mp4")]) == 20
+    return folder
+
+
+def noted(side: str) -> list[str]:
+    """Names of the videos that the run has begun with."""
+    return [name for name, _ in json.loads(Path("run", VIDEOS_FILE).read_bytes())[side]]
+
+
+def test_videos_that_come_later_stay_out(videos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(str(videos), *SMALL.split(), "--out", "whole")
+    train(str(videos), *BEGIN)
+    own = next(videos.rglob("*.mp4"))
+    shutil.copy(own, own.with_name("0.mp4"))
+    train(*GO_ON)
+    new = own.with_name("0.mp4").relative_to(videos)
+    assert f"{new}: not there when the run began, left out" in caplog.text
+    assert rows("run") == rows("whole") and same(weights("run"), weights("whole"))
+    assert not {*noted("training")} & {*noted("validation")}
+    assert len(noted("training")) == 16 and len(noted("validation")) == 4
+
+
+@pytest.mark.parametrize("damage", ["gone", "broken"])
+def test_a_run_goes_on_without_a_few_videos(
+    damage: str, videos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(str(videos), *BEGIN)
+    lost = videos / noted("training")[3]
+    if damage == "gone":
+        lost.unlink()
+    else:
+        lost.write_bytes(lost.read_bytes()[:50])
+    train(*GO_ON)
+    reason = "no such video" if damage == "gone" else ""
+    told = f"1 of the run's 16 training videos cannot be read ({lost.name}: {reason}"
+    assert told in caplog.text and "others are drawn instead" in caplog.text
+    assert len(rows("run")) == 2
+
+
+def test_without_many_it_goes_on_only_if_told_to(
+    videos: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    train(str(videos), *BEGIN)
+    capsys.readouterr()
+    (videos / noted("validation")[0]).unlink()
+    train(*GO_ON, code=2)
+    error = capsys.readouterr().err
+    assert "1 of the run's 4 validation videos cannot be read" in error
+    assert "more than a tenth" in error and error.count("\n") == 1
+    train(*GO_ON, "--allow-changes")
+    assert "they are left out of it" in caplog.text and len(rows("run")) == 2
+    assert len(json.loads(Path("run", "best.json").read_bytes())["predictions"]) == 3
+
+
+def test_what_was_noted_is_what_the_states_say(
+    videos: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    train(str(videos), *BEGIN)
+    path = Path("run", VIDEOS_FILE)
+    sides = json.loads(path.read_bytes())
+    sides["training"].reverse()
+    path.write_text(json.dumps(sides))
+    train(*GO_ON, code=2)
+    assert "training_videos was" in capsys.readouterr().err
+    path.write_text("{")
+    train(*GO_ON)
+    assert f"{path} cannot be read" in caplog.text and len(rows("run")) == 2
+    # As of a run of an earlier version: it is noted anew.
+    path.unlink()
+    train(*GO_ON)
+    assert len(noted("training")) == 16
+
+
+def test_another_label_is_refused(videos: Path) -> None:
+    spec = InputSpec(clip_len=2, resize=(16, 20), crop=(16, 16))
+    dataset = VideoDataset(open_list("folder", videos), spec, train=True)
+    (name, label), *others = dataset.listed()
+    again = dataset.restored([*others, ("no/such.mp4", 1), (name, label)], train=False)
+    assert again.listed()[-2:] == [("no/such.mp4", 1), (name, label)]
+    assert again.unreadable == [(videos / "no/such.mp4", "no such video")]
+    assert again.part_count(19) == 1
+    with pytest.raises(VideoError, match=r"no/such.mp4: no such video"):
+        again[19]
+    with pytest.raises(ValueError, match=r"its label was 1 and is now 0"):
+        dataset.restored([(name, 1)], train=True)
