@@ -8,6 +8,7 @@ A study's file, ``docs/results/weizmann/<study>.json``::
                 by_person (mean over seeds of video@1), confusion, classes, seconds (median a run)
     gap         of two arms, in video@1, the first minus the second: by_seed, mean, std_over_seeds,
                 by_person, std_over_people, better, equal, worse (people), sign_flip_p
+    clip_gap    the same in clip@1
     runs        every run as it was found, but for its settings
 
 The people are the nine of one split each, so a mean over people is one over all videos.
@@ -51,7 +52,9 @@ def summarize(study: str, runs: Runs) -> dict[str, Any]:
     compared = _compared(study)
     summary = {"study": study, "arms": arms}
     if len(compared) == 2:
-        summary["gap"] = _gap(*([run for run in runs if run["arm"] == name] for name in compared))
+        ahead, behind = ([run for run in runs if run["arm"] == name] for name in compared)
+        summary["gap"] = _gap(ahead, behind, "video_top1")
+        summary["clip_gap"] = _gap(ahead, behind, "clip_top1")
     kept = [{key: value for key, value in run.items() if key != "settings"} for run in runs]
     return {**summary, "runs": kept}
 
@@ -75,7 +78,7 @@ def _arm(runs: Runs) -> dict[str, Any]:
             [{**run, "train_clip_top1": run["history"][-1]["train_clip_top1"]} for run in runs],
             "train_clip_top1",
         ),
-        "by_person": _by_person(runs),
+        "by_person": _by_person(runs, "video_top1"),
         "confusion": confusion.tolist(),
         "seconds": statistics.median(_seconds(run) for run in runs),
     }
@@ -94,11 +97,10 @@ def _over_seeds(runs: Runs, figure: str) -> dict[str, Any]:
     return {"by_seed": by_seed, **_spread(by_seed.values())}
 
 
-def _by_person(runs: Runs) -> dict[str, float]:
+def _by_person(runs: Runs, figure: str) -> dict[str, float]:
     groups = _grouped(runs, "person")
     return {
-        person: statistics.fmean(run["video_top1"] for run in group)
-        for person, group in groups.items()
+        person: statistics.fmean(run[figure] for run in group) for person, group in groups.items()
     }
 
 
@@ -115,16 +117,13 @@ def _spread(values: Iterable[float]) -> dict[str, float | None]:
     return {"mean": statistics.fmean(values), "std": std}
 
 
-def _gap(ahead: Runs, behind: Runs) -> dict[str, Any]:
-    """In video@1, run by run: the same person and seed."""
-    others = {(run["person"], run["seed"]): run["video_top1"] for run in behind}
+def _gap(ahead: Runs, behind: Runs, figure: str) -> dict[str, Any]:
+    """Of a figure, run by run: the same person and seed."""
+    others = {(run["person"], run["seed"]): run[figure] for run in behind}
     if {(run["person"], run["seed"]) for run in ahead} != set(others):
         raise ValueError("the arms have other people or seeds; finish the study first")
-    pairs = [
-        {**run, "video_top1": run["video_top1"] - others[run["person"], run["seed"]]}
-        for run in ahead
-    ]
-    seeds, people = _over_seeds(pairs, "video_top1"), _by_person(pairs)
+    pairs = [{**run, figure: run[figure] - others[run["person"], run["seed"]]} for run in ahead]
+    seeds, people = _over_seeds(pairs, figure), _by_person(pairs, figure)
     gaps = list(people.values())
     return {
         "by_seed": seeds["by_seed"],
@@ -283,7 +282,8 @@ def _section(study: Mapping[str, Any]) -> list[str]:
             f" video@1, ± {_points(gap['std_over_seeds'])} over seeds and"
             f" ± {_points(gap['std_over_people'])} over people; better on {gap['better']} people,"
             f" equal on {gap['equal']}, worse on {gap['worse']}; exact sign-flip test over people:"
-            f" p = {gap['sign_flip_p']:.3f}.",
+            f" p = {gap['sign_flip_p']:.3f}. In clip@1 it is"
+            f" {_mean_and_p(list(study['clip_gap']['by_person'].values()))}.",
         ]
     for name, arm in study["arms"].items():
         if name not in names:
@@ -312,13 +312,18 @@ def _without_pilots(study: Mapping[str, Any]) -> str:
         return ""
     gaps, pilots = study["gap"]["by_person"], _PILOT_PEOPLE[study["study"]]
     others = [gap for person, gap in gaps.items() if person not in pilots]
+    clips = [gap for person, gap in study["clip_gap"]["by_person"].items() if person not in pilots]
     if len(others) == len(gaps):
         return f" Of the people here none is among {', '.join(pilots)}."
     if not others:
         return " All people here have had a part in the choice."
-    mean = statistics.fmean(others)
-    left_out = " and ".join(person for person in pilots if person in gaps)
-    return f" Without {left_out} the gap is {_points(mean)} points."
+    *first, last = (person for person in pilots if person in gaps)
+    left_out = f"{', '.join(first)} and {last}" if first else last
+    return f" Without {left_out} the gap is {_mean_and_p(others)}, in clip@1 {_mean_and_p(clips)}."
+
+
+def _mean_and_p(gaps: Sequence[float]) -> str:
+    return f"{_points(statistics.fmean(gaps))} points (p = {sign_flip_p(gaps):.3f})"
 
 
 def _arm_row(arm: Mapping[str, Any]) -> str:

@@ -254,6 +254,7 @@ def test_sums_by_hand() -> None:
     assert gap["by_person"] == {"ann": 0.25, "bob": 0.75}
     assert gap["std_over_people"] == pytest.approx(0.5 / 2**0.5)
     assert (gap["better"], gap["equal"], gap["worse"]) == (2, 0, 0)
+    assert summary["clip_gap"]["by_person"] == {"ann": 0.125, "bob": 0.375}
     # All the same sign, one way of four, and its mirror image.
     assert gap["sign_flip_p"] == 0.5
     assert weizmann_results.sign_flip_p([0.1] * 9) == 2 / 512
@@ -280,7 +281,11 @@ def test_the_page_of_handmade_runs(tmp_path: Path) -> None:
 def test_people_who_served_to_choose_settings_are_told_apart() -> None:
     runs = [run | {"person": {"ann": "denis"}.get(run["person"], "bob")} for run in _handmade()]
     page = weizmann_results.render([weizmann_results.summarize("lopo", runs)])
-    assert " Without denis the gap is 75.0 points.\n" in page
+    assert (
+        " Without denis the gap is 75.0 points (p = 1.000), in clip@1 37.5 points (p = 1.000)."
+        in page
+    )
+    assert "p = 1.000).\n" in page
     own = [run for run in runs if run["person"] == "denis"]
     page = weizmann_results.render([weizmann_results.summarize("lopo", own)])
     assert " All people here have had a part in the choice.\n" in page
