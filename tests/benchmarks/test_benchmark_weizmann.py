@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -303,6 +305,27 @@ def test_the_committed_page_is_what_its_files_say() -> None:
         runs = [{**run, "settings": study["arms"][run["arm"]]["settings"]} for run in study["runs"]]
         again = weizmann_results.summarize(study["study"], runs)
         assert json.loads(json.dumps(again)) == study
+
+
+def test_the_guide_quotes_the_study() -> None:
+    """Figures in docs/training.md, in their order."""
+    guide = (weizmann_results.DOCS.parent / "training.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^What it is worth was measured.*?\n\n", guide, re.DOTALL | re.MULTILINE)
+    (study,) = (
+        study
+        for study in weizmann_results.read_studies(weizmann_results.DOCS)
+        if study["study"] == "finetune"
+    )
+    gap = study["gap"]
+    others = [gap["by_person"][one] for one in ("daria", "ido", "lyova", "moshe", "shahar")]
+    expected = [
+        *(100 * study["arms"]["finetuned"]["video_top1"][name] for name in ("mean", "std")),
+        *(100 * study["arms"]["scratch"]["video_top1"][name] for name in ("mean", "std")),
+        100 * statistics.fmean(others),
+    ]
+    figures = re.findall(r"\b\d+\.\d\b", text)
+    assert figures == [f"{value:.1f}" for value in expected]
+    assert f"p = {gap['sign_flip_p']:.3f}" in text
 
 
 def _texts(value: Any) -> list[str]:
