@@ -3,12 +3,15 @@
     python -m benchmarks.weizmann DATA --study lopo --jobs 2 --out runs/weizmann
     python -m benchmarks.weizmann DATA --study full --people daria --threads 2 --out runs/weizmann
     python -m benchmarks.weizmann DATA --study finetune --jobs 2 --out runs/weizmann
+    python -m benchmarks.weizmann DATA --study finetune_10 --jobs 2 --out runs/weizmann
+    python -m benchmarks.weizmann DATA --study finetune_40 --jobs 2 --out runs/weizmann
     python -m benchmarks.weizmann --publish runs/weizmann
 
 ``lopo``: R(2+1)D-18 and f-R2D-18 of width 16 from scratch, equal budgets, each person left out in
 turn, three seeds. ``full``: R(2+1)D-18 of full width. ``finetune``: a narrow R(2+1)D-18 that has
-learnt five of the actions learns the other five, against one from scratch with the same budget; the
-person left out is in no training set of either. The settings are r21d's configurations
+learnt five of the actions learns the other five in 20 steps, against one from scratch with the same
+budget; the person left out is in no training set of either. ``finetune_10``, ``finetune_40``: the
+same in 10 and 40 steps, from the weights of ``finetune``. The settings are r21d's configurations
 ``weizmann*``.
 
 Every run is a process of its own, ``r21d.training.train`` in OUT/<study>/<arm>-<person>-<seed>.

@@ -40,16 +40,27 @@ class Arm:
         label: its name in tables and plots.
         config: its configuration, a name of ``r21d.training.protocol.list_configs`` or a file.
         actions: which of the ten it learns and is tested on; None: all.
-        start: the arm of the same study from whose weights, of the same person and seed, it
-            starts; None: from fresh ones.
+        start: the study and arm from whose weights, of the same person and seed, it starts; None:
+            from fresh ones.
         compared: False for an arm that only others start from.
+        epochs: its budget where it is not the configuration's.
     """
 
     label: str
     config: str
     actions: tuple[str, ...] | None = None
-    start: str | None = None
+    start: tuple[str, str] | None = None
     compared: bool = True
+    epochs: int | None = None
+
+
+def _finetuning(epochs: int | None = None) -> dict[str, Arm]:
+    """Twice the same training, from weights and from scratch."""
+    config, start = "weizmann_finetune", ("finetune", "pretrained")
+    return {
+        "finetuned": Arm("fine-tuned", config, _THEN, start=start, epochs=epochs),
+        "scratch": Arm("from scratch", config, _THEN, epochs=epochs),
+    }
 
 
 STUDIES: dict[str, dict[str, Arm]] = {
@@ -60,9 +71,11 @@ STUDIES: dict[str, dict[str, Arm]] = {
     "full": {"r2plus1d": Arm("R(2+1)D-18, full width", "weizmann_full")},
     "finetune": {
         "pretrained": Arm("pretraining", "weizmann_pretrain", _FIRST, compared=False),
-        "finetuned": Arm("fine-tuned", "weizmann_finetune", _THEN, start="pretrained"),
-        "scratch": Arm("from scratch", "weizmann_finetune", _THEN),
+        **_finetuning(),
     },
+    # Half and twice the budget: the outcome depends on it, and it was chosen.
+    "finetune_10": _finetuning(epochs=1),
+    "finetune_40": _finetuning(epochs=4),
 }
 """The arms of each study by name. Where two are compared, the first is expected ahead."""
 
@@ -92,12 +105,15 @@ class StudyRun:
 
     def start(self) -> StudyRun | None:
         """The run from whose weights it starts."""
-        arm = self.details.start
-        return None if arm is None else replace(self, arm=arm)
+        start = self.details.start
+        return None if start is None else replace(self, study=start[0], arm=start[1])
 
     def config(self, device: str = "cpu") -> RunConfig:
         """Its settings."""
-        return load_config(self.details.config, {"seed": self.seed, "device": device})
+        changes: dict[str, Any] = {"seed": self.seed, "device": device}
+        if self.details.epochs is not None:
+            changes["epochs"] = self.details.epochs
+        return load_config(self.details.config, changes)
 
 
 def plan(study: str, people: Sequence[str], seeds: Sequence[int]) -> list[StudyRun]:

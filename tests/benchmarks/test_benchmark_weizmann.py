@@ -61,7 +61,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "finetune",
         {
             "pretrained": Arm("P", name, first, compared=False),
-            "finetuned": Arm("F", name, second, start="pretrained"),
+            "finetuned": Arm("F", name, second, start=("finetune", "pretrained")),
             "scratch": Arm("S", name, second),
         },
     )

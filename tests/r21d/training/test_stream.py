@@ -144,4 +144,5 @@ def test_a_process_ends_with_what_its_worker_could_not_read() -> None:
     done = processes.run([sys.executable, unreadable.__file__], env=environment)
     assert done.returncode == 1
     # The exception's message is the worker's, without the traceback that came along.
-    assert done.stderr.splitlines()[-1].endswith("VideoError: clip.mp4: gone")
+    told = "VideoError: clip.mp4: gone; no state of the run is saved"
+    assert done.stderr.splitlines()[-1].endswith(told)
