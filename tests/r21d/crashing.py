@@ -28,3 +28,8 @@ def double(number: int) -> int:
     if number == 3:
         os._exit(7)
     return 2 * number
+
+
+def blocked(number: int) -> list[int]:
+    """The signals that the process does not hear."""
+    return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))

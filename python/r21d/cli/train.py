@@ -45,7 +45,7 @@ from r21d.cli.train_folder import (
     settings,
     write_launch,
 )
-from r21d.cli.train_videos import read_videos, write_videos
+from r21d.cli.train_videos import RunVideos, read_videos, write_videos
 from r21d.cli.training_options import ListConfigs, add_settings
 from r21d.training.protocol import dump_config
 from r21d.training.run_config import DEFAULT_SOURCE, RunConfig
@@ -54,7 +54,6 @@ from r21d.training.run_folder import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
     LAST_FILE,
-    VIDEOS_FILE,
     state_files,
 )
 
@@ -115,7 +114,7 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
         "--allow-changes",
         action="store_true",
         help="with --resume: go on with other settings of the optimisation than the run had, such "
-        "as a lower --lr",
+        "as a lower --lr, or without a good part of its videos",
     )
     parser.add_argument(
         "--dry-run",
@@ -182,7 +181,8 @@ def run(args: argparse.Namespace) -> int:
             return _fail_after_the_first(error)
         if not isinstance(error, (RankFailed, *_from_outside())):
             raise
-        print_error(one_line(error) + _go_on(training))
+        less = _less_memory(training) if isinstance(error, MemoryError) else ""
+        print_error(one_line(error) + _go_on(training) + less)
         return USAGE_EXIT
     finally:
         # Last: torchrun ends this process soon after another has died.
@@ -196,8 +196,16 @@ def _go_on(training: _Training | None) -> str:
     return f"; {go_on(training.out)}" if training is not None and begun else ""
 
 
+def _less_memory(training: _Training | None) -> str:
+    """Options that halve the clips of a forward pass, where that can be."""
+    if not _go_on(training) or training is None or training.config.train.batch_size % 2:
+        return ""
+    train = training.config.train
+    return f" --batch-size {train.batch_size // 2} --accumulate {2 * train.accumulate}"
+
+
 def _from_outside() -> tuple[type[Exception], ...]:
-    """Errors that are no fault of the run, which goes on by the same command once they are gone."""
+    """Errors that are no fault of the run, which can go on once their cause is gone."""
     from r21d.training import TrainingInterrupted
 
     kinds: list[type[Exception]] = [TrainingInterrupted, ChildProcessError, MemoryError]
@@ -244,6 +252,7 @@ class _Training:
     ) -> None:
         self.args, self.config, self.out, self.resume = args, config, out, resume
         self.launch, self.ranks = launch, ranks
+        self.begun: RunVideos | None = None
         self.sets: tuple[VideoDataset, VideoDataset] | None = None
         self.description: dict[str, Any] = {}
         # Whether the folder is this run's.
@@ -286,8 +295,8 @@ class _Training:
         with self.ranks.together():
             if self.ranks.rank == 0:
                 spec = self.config.input.spec(network.normalisation(start))
-                begun = read_videos(self.out) if self.resume else None
-                found = open_datasets(self.config, spec, begun, self.args.allow_changes)
+                self.begun = read_videos(self.out) if self.resume else None
+                found = open_datasets(self.config, spec, self.begun, self.args.allow_changes)
         self.sets = train_set, val_set = self.ranks.from_first(found)
         with self.ranks.together():
             torch.manual_seed(self.config.train.seed)
@@ -353,8 +362,8 @@ class _Training:
         write_atomically(self.out / CONFIG_FILE, dump_config(config).encode())
         append_environment(self.out / ENVIRONMENT_FILE, anew=not self.resume)
         write_launch(self.out, self.launch)
-        # A run of an earlier version has not noted them.
-        if self.sets is not None and not (self.resume and (self.out / VIDEOS_FILE).exists()):
+        # A run that goes on has not noted them if it is of an earlier version.
+        if self.sets is not None and self.begun is None:
             write_videos(self.out, *self.sets)
         self.started = True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +61,13 @@ def open_datasets(
     from r21d.video import ClipSampling, VideoDataset
 
     options, seed = data_options(config), config.train.seed
-    train_list, val_list = _lists(options)
+    train_list, val_list = _lists(options, None if begun is None else begun.classes)
     shared: dict[str, Any] = {"strict": config.run.strict, "normalize": False}
     train_set = VideoDataset(
         train_list,
         spec,
-        train=True,
+        # A class may have lost its videos meanwhile.
+        train=begun is None,
         flip=config.input.flip,
         seed=seed,
         index=options.index,
@@ -86,7 +87,9 @@ def open_datasets(
     return train_set, val_set
 
 
-def _lists(options: argparse.Namespace) -> tuple[VideoList, VideoList | None]:
+def _lists(
+    options: argparse.Namespace, classes: Sequence[str] | None
+) -> tuple[VideoList, VideoList | None]:
     """What to train on and to validate on; None where that is to be held out of the former."""
     chosen = splits(options)
     if len(chosen) > 1:
@@ -96,7 +99,7 @@ def _lists(options: argparse.Namespace) -> tuple[VideoList, VideoList | None]:
         raise UserError(
             f"--val: --dataset {options.dataset} has its own side to validate on; leave --val out"
         )
-    train_list = video_list(options, True, split=chosen[0])
+    train_list = video_list(options, True, classes, chosen[0])
     if options.val_fraction is not None or (options.val is None and not own_side):
         return train_list, None
     classes = train_list.classes

@@ -18,22 +18,23 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_MOST_LOST = 0.1
-"""Share of a side's videos without which a run goes on unasked."""
+_FEW, _MOST = 0.1, 0.5
+"""Shares of a side's videos without which a run goes on unasked, and if asked to."""
 
 
 @dataclass(frozen=True)
 class RunVideos:
-    """Names and labels of both sides, in the order by which the run numbers them."""
+    """The classes, and names and labels of both sides, in the order in which they are numbered."""
 
+    classes: list[str]
     training: list[Listed]
     validation: list[Listed]
 
 
 def write_videos(out: Path, train_set: VideoDataset, val_set: VideoDataset) -> None:
     """Note in the run's folder what it trains and validates on."""
-    sides = {"training": train_set.listed(), "validation": val_set.listed()}
-    write_atomically(out / VIDEOS_FILE, (json.dumps(sides, indent=0) + "\n").encode())
+    found = RunVideos(train_set.classes, train_set.listed(), val_set.listed())
+    write_atomically(out / VIDEOS_FILE, (json.dumps(vars(found), indent=0) + "\n").encode())
 
 
 def read_videos(out: Path) -> RunVideos | None:
@@ -43,8 +44,12 @@ def read_videos(out: Path) -> RunVideos | None:
     """
     path = out / VIDEOS_FILE
     try:
-        sides = json.loads(path.read_bytes())
-        return RunVideos(*map(_listed, (sides["training"], sides["validation"])))
+        found = json.loads(path.read_bytes())
+        return RunVideos(
+            [str(name) for name in found["classes"]],
+            _listed(found["training"]),
+            _listed(found["validation"]),
+        )
     except FileNotFoundError:  # of a run of an earlier version
         return None
     except (ValueError, LookupError, TypeError) as error:
@@ -76,14 +81,15 @@ def as_begun(
     leaves them out. Those that have come since stay out.
 
     Raises:
-        UserError: more than a tenth of a side is lost, and ``allow_changes`` is not given.
+        UserError: more than a tenth of a side is lost, with ``allow_changes`` more than half, or a
+            single video of a strict set.
         ValueError: a video is of another class now.
     """
     held_out = val_set is None
     val_set = train_set if val_set is None else val_set
-    known = {*begun.training, *begun.validation}
+    known = {name for name, _ in (*begun.training, *begun.validation)}
     for dataset in [train_set] if held_out else [train_set, val_set]:
-        new = [video[0] for video in dataset.listed() if video not in known]
+        new = [name for name, _ in dataset.listed() if name not in known]
         if new:
             names = new[0] + (f" and {len(new) - 1} more" if len(new) > 1 else "")
             _log.warning("%s: %s: not there when the run began, left out", dataset.root, names)
@@ -102,11 +108,16 @@ def _check_lost(part: VideoDataset, side: str, told: str, allow_changes: bool) -
     if not lost:
         return
     path, reason = lost[0]
-    first = f"{path.name}: {reason}"
-    message = f"{len(lost)} of the run's {len(part)} {side} videos cannot be read ({first})"
-    if len(lost) > _MOST_LOST * len(part) and not allow_changes:
-        raise UserError(
-            f"{printable(part.root)}: {message}, which is more than a tenth; put them back, or say "
-            f"--allow-changes to go on without them: {told}"
-        )
+    message = (
+        f"{len(lost)} of the run's {len(part)} {side} videos cannot be read ({path.name}: {reason})"
+    )
+    refusal = ""
+    if part.strict:
+        refusal = f"--no-strict goes on without: {told}"
+    elif len(lost) > _MOST * len(part):
+        refusal = "are these the videos of the run, and is it the same --split?"
+    elif len(lost) > _FEW * len(part) and not allow_changes:
+        refusal = f"that is more than a tenth; put them back, or say --allow-changes: {told}"
+    if refusal:
+        raise UserError(f"{printable(part.root)}: {message}; {refusal}")
     _log.warning("%s: %s; %s", part.root, message, told)

@@ -106,8 +106,10 @@ class Ranks:
 
 
 def was_told(error: BaseException) -> bool:
-    """Whether the other processes know of this one's ``error``."""
-    return isinstance(error, RankFailed) or hasattr(error, _TOLD)
+    """Whether the other processes know of this one's ``error``, or of what has caused it."""
+    if isinstance(error, RankFailed) or hasattr(error, _TOLD):
+        return True
+    return error.__cause__ is not None and was_told(error.__cause__)
 
 
 def ended_early(error: RuntimeError) -> RankFailed:

@@ -48,9 +48,11 @@ def failed(error: Exception, step: int, strict: bool, saved: str | None) -> Exce
     if _is_of_memory(error):
         size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
         told = f"out of memory after step {step}{f', {size[1]} more were needed' if size else ''}"
-        less = "a lower batch_size with as much more accumulate (--batch-size, --accumulate)"
-        more = f", of validations a lower eval_batch_size (--eval-batch-size){more}"
-        return MemoryError(f"{told}; {less} takes the same steps in less memory{more}")
+        less = (
+            "a lower batch_size with as much more accumulate needs less for as many clips a step "
+            "(of which BatchNorm then sees fewer at once), a lower eval_batch_size for validation"
+        )
+        return MemoryError(f"{told}; {less}{more}")
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         # What follows an empty line is advice on debugging.
         reason = " ".join(str(error).strip().split("\n\n")[0].split())[:_LONGEST]

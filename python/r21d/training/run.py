@@ -120,7 +120,8 @@ class Run:
             # Another set's, where the weights are a checkpoint's.
             self.model.classes = list(self.data["classes"])
         if self._saved is None:
-            self._save()
+            # An epoch at its end is still to be validated.
+            self._save(proven=self.step != self.epoch_steps * (len(self.history) + 1))
         self._start = self.step
         stream = ClipStream(
             len(self.train_set),

@@ -352,6 +352,9 @@ class VideoDataset(Dataset[tuple[torch.Tensor, Any, int]]):
         return torch.Generator().manual_seed(draw ^ self.seed)
 
     def _random_start(self, index: int, generator: torch.Generator) -> float:
+        if isinstance(self._infos[index], str):
+            # What is drawn next is then the same as where the file broke amid the run.
+            torch.rand((), dtype=torch.float64, generator=generator)
         info, spec = self._info(index), self.spec
         span = clip_span(spec.clip_len, spec.frame_rate or info.frame_rate, spec.frame_stride)
         return random_clip_start(info.duration, span, generator)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
-from r21d.processes import fresh_processes
+from r21d.processes import FROM_TERMINAL, fresh_processes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -106,6 +106,9 @@ def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        # Of the rest a closed terminal is to end also one that hangs over a file.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FROM_TERMINAL)
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, ConnectionError):  # when the other side has gone
         connection.send(_READY)

@@ -18,7 +18,7 @@ from evaluation.written import Written
 from processes import run_pair, start
 
 from r21d.evaluation import evaluate
-from r21d.evaluation.distributed import Ranks, fresh_store
+from r21d.evaluation.distributed import RankFailed, Ranks, fresh_store, was_told
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch lacks gloo"
@@ -128,6 +128,13 @@ def test_workers_end_with_a_process_that_is_killed() -> None:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_what_a_told_error_has_caused_is_told() -> None:
+    error = MemoryError("too little")
+    assert not was_told(error)
+    error.__cause__ = RankFailed("process 1 of 2: too little")
+    assert was_told(error)
 
 
 def test_alone() -> None:

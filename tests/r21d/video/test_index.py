@@ -329,6 +329,11 @@ def test_workers_leave_sigint_to_their_parent() -> None:
     assert results == [(0, 0), (1, 2), (2, 4)]
 
 
+def test_workers_hear_other_signals() -> None:
+    """Else one that hangs over a file would outlive its terminal."""
+    assert list(run_isolated(crashing.blocked, [0], 1)) == [(0, [])]
+
+
 def test_interrupt_while_workers_start_is_their_parents_alone(folder: Path) -> None:
     """In a group of its own, as a terminal does: a moment after the start, amid the imports."""
     command = [sys.executable, "-m", "r21d", "index", str(folder), "--workers", "1"]
