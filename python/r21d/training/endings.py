@@ -15,6 +15,11 @@ from r21d.training.step import TrainingDiverged
 Newest = tuple[int, Path] | None
 """Step and file of the newest good state; None where none is saved."""
 
+_CHANGE = "a lower lr, or with clip_gradients"
+_RESUME = f"resume with allow_changes=True (--allow-changes) and {_CHANGE}"
+_LONGEST = 200
+"""Characters of a compiler's message that are told."""
+
 
 def kept(newest: Newest, how: str) -> str:
     """What is good on disk; ``how`` says what to do to go on from it."""
@@ -73,13 +78,6 @@ def stopped(number: int, step: int, total: int, newest: Newest) -> TrainingStopp
     """Signal ``number`` ended the run after ``step`` of ``total`` steps."""
     told = f"stopped by {signal.Signals(number).name} after step {step} of {total}"
     return TrainingStopped(f"{told}; {kept(newest, 'resume')}", number, step)
-
-
-_LONGEST = 200
-"""Characters of a compiler's message that are told."""
-
-_CHANGE = "a lower lr, or with clip_gradients"
-_RESUME = f"resume with allow_changes=True (--allow-changes) and {_CHANGE}"
 
 
 def diverged(told: str, newest: Newest) -> TrainingDiverged:
