@@ -374,7 +374,9 @@ def _points(value: float | None) -> str:
 def _person_row(
     label: str, figures: Mapping[str, float], people: Sequence[str], form: str = ".1f"
 ) -> str:
-    return f"| {label} | " + " | ".join(f"{100 * figures[one]:{form}}" for one in people) + " |"
+    # Sums of thirds may be a hair below zero.
+    cells = [f"{round(100 * figures[one], 1) + 0.0:{form}}" for one in people]
+    return f"| {label} | {' | '.join(cells)} |"
 
 
 def _pretraining(arm: Mapping[str, Any], learns: Sequence[str]) -> str:

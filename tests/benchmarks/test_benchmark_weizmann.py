@@ -307,25 +307,25 @@ def test_the_committed_page_is_what_its_files_say() -> None:
         assert json.loads(json.dumps(again)) == study
 
 
-def test_the_guide_quotes_the_study() -> None:
-    """Figures in docs/training.md, in their order."""
+def test_the_guides_table_is_that_of_the_studies() -> None:
+    """Figures in docs/training.md, rounded as printed."""
     guide = (weizmann_results.DOCS.parent / "training.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"^What it is worth was measured.*?\n\n", guide, re.DOTALL | re.MULTILINE)
-    (study,) = (
-        study
-        for study in weizmann_results.read_studies(weizmann_results.DOCS)
-        if study["study"] == "finetune"
-    )
-    gap = study["gap"]
-    others = [gap["by_person"][one] for one in ("daria", "ido", "lyova", "moshe", "shahar")]
-    expected = [
-        *(100 * study["arms"]["finetuned"]["video_top1"][name] for name in ("mean", "std")),
-        *(100 * study["arms"]["scratch"]["video_top1"][name] for name in ("mean", "std")),
-        100 * statistics.fmean(others),
-    ]
-    figures = re.findall(r"\b\d+\.\d\b", text)
-    assert figures == [f"{value:.1f}" for value in expected]
-    assert f"p = {gap['sign_flip_p']:.3f}" in text
+    (block,) = re.findall(r"^\| steps \|.*\n\|-.*\n((?:\|.*\n)+)", guide, re.MULTILINE)
+    printed = [re.findall(r"\d+(?:\.\d+)?", row) for row in block.splitlines()]
+    expected = []
+    for study in weizmann_results.read_studies(weizmann_results.DOCS):
+        if not study["study"].startswith("finetune"):
+            continue
+        arms, gap = study["arms"], study["gap"]
+        row = [f"{arms['finetuned']['steps']}"]
+        for arm in (arms["finetuned"], arms["scratch"]):
+            row += [f"{100 * arm['video_top1'][name]:.1f}" for name in ("mean", "std")]
+        others = [gap["by_person"][person] for person in ("lyova", "moshe", "shahar")]
+        for gaps in (list(gap["by_person"].values()), others):
+            row.append(f"{100 * abs(statistics.fmean(gaps)):.1f}")
+            row.append(f"{weizmann_results.sign_flip_p(gaps):.3f}")
+        expected.append(row)
+    assert sorted(printed) == sorted(expected)
 
 
 def _texts(value: Any) -> list[str]:
