@@ -39,9 +39,9 @@
 #   - uint8 clips normalised on the GPU in evaluation (tests/gpu/test_evaluation.py), and evaluation
 #     on several GPUs by torchrun;
 #   - training by r21d train (tests/gpu/test_training.py): bfloat16, float16 and its loss scaler, uint8
-#     clips normalised on the GPU, compiled steps, resuming, recalibration; NCCL (there with one
-#     process alone), DistributedDataParallel and nn.SyncBatchNorm on several GPUs, torchrun's restarts
-#     there, a process that hangs in NCCL;
+#     clips normalised on the GPU, compiled steps, resuming, recalibration, how a run ends that finds
+#     no GPU memory; NCCL (there with one process alone), DistributedDataParallel and
+#     nn.SyncBatchNorm on several GPUs, torchrun's restarts there, a process that hangs in NCCL;
 #   - the choice of a backend: measured tables made of GPU results, and how far the estimate is off;
 #   - compute-sanitizer over the CUDA kernels (tests/gpu/sanitize.sh);
 #   - tests in several processes that share one GPU.

@@ -69,7 +69,7 @@ _MOMENT = 1.0
 """Seconds that the first process has to say what has failed."""
 _STOPPING = (
     "r21d: stopping: the step at hand is finished, or the validation left, and the state saved; "
-    "Ctrl-C now ends at once, without"
+    "Ctrl-C now ends at once, without saving"
 )
 
 
@@ -86,9 +86,10 @@ def add_command(commands: Subcommands, common: argparse.ArgumentParser) -> None:
         "sports1m, with a folder of --annotations), else on --val, or on some videos of each "
         "class that are held out. A configuration sets all options at once, and options given "
         "beside it come before it. Everything is written into --out: states to go on from, the "
-        "best and the last checkpoint, logs and report.html. Ctrl-C or SIGTERM end the step at "
-        "hand and save; --resume goes on, also after a crash. Started by torchrun, each process "
-        "takes --batch-size clips (a GPU each), and after a restart goes on by itself.",
+        "best and the last checkpoint, logs and report.html. Ctrl-C, SIGTERM or a closed "
+        "terminal end the step at hand and save; --resume goes on, also after a crash. "
+        "Started by torchrun, each process takes --batch-size clips (a GPU each), and after a "
+        "restart goes on by itself.",
         epilog="examples: r21d train videos --clip-len 8 --resize 64x85 --crop 56x56 --epochs 10 "
         "--batch-size 8 --out runs/mine (small enough for a CPU); r21d train --resume --out "
         "runs/mine; r21d train UCF-101 --config kinetics_to_ucf101 --annotations "
