@@ -88,7 +88,7 @@ def open_datasets(
 
 
 def _lists(
-    options: argparse.Namespace, classes: Sequence[str] | None
+    options: argparse.Namespace, classes: Sequence[str] | None = None
 ) -> tuple[VideoList, VideoList | None]:
     """What to train on and to validate on; None where that is to be held out of the former."""
     chosen = splits(options)
