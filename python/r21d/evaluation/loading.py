@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from r21d.processes import fresh_processes
+from r21d.processes import FROM_TERMINAL, fresh_processes
 
 if TYPE_CHECKING:
     from r21d.evaluation.evaluate import ClipDataset
@@ -134,9 +134,8 @@ def _begin(worker: int) -> None:
     need clips for what it is about, and ends its workers itself. Where one hangs it has to do so
     by SIGTERM: the second of those ends the process.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in FROM_TERMINAL:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _once)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -97,7 +97,7 @@ def train(
         TypeError: ``out`` is given, and ``model`` is no VideoModel.
         ValueError: the training set is empty, or of uint8 clips without a ``spec``, or ``resume``
             comes without ``out``, or settings do not fit the network or the clips' size, or
-                torch.compile fails.
+            torch.compile fails.
     """
     if len(train_set) == 0:
         raise ValueError("train_set is empty: there is nothing to train on")

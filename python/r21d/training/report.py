@@ -133,12 +133,11 @@ def _read_best(path: Path) -> Row:
 
 def _read_changes(folder: Path) -> list[Row]:
     """Of the newest state."""
-    for file in run_folder.state_files(folder).values():
-        changes: list[Row] = read_values(file)["changes"]
-        for change in changes:
-            _require(change, "step", "changed")
-        return changes
-    return []
+    newest = next(iter(run_folder.state_files(folder).values()), None)
+    changes: list[Row] = [] if newest is None else read_values(newest)["changes"]
+    for change in changes:
+        _require(change, "step", "changed")
+    return changes
 
 
 def _require(values: Row, *names: str) -> None:

@@ -10,12 +10,9 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-# The last comes when a terminal is closed; Windows has none.
-_SIGNALS = [
-    signal.Signals[name]
-    for name in ("SIGTERM", "SIGINT", "SIGHUP")
-    if name in signal.Signals.__members__
-]
+from r21d.processes import FROM_TERMINAL
+
+_SIGNALS = (signal.SIGTERM, *FROM_TERMINAL)
 
 
 class TrainingStopped(Exception):
