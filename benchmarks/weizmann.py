@@ -33,7 +33,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.weizmann_results import DOCS, PAGE, summarize, write_study
+from benchmarks.weizmann_page import DOCS, PAGE, write_study
+from benchmarks.weizmann_results import summarize
 from benchmarks.weizmann_runs import (
     STUDIES,
     StudyRun,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import weizmann, weizmann_results, weizmann_runs
+from benchmarks import weizmann, weizmann_page, weizmann_results, weizmann_runs
 from benchmarks.weizmann_runs import STUDIES, Arm, StudyRun
 from r21d.video import write_video
 
@@ -266,7 +266,7 @@ def test_sums_by_hand() -> None:
 
 
 def test_the_page_of_handmade_runs(tmp_path: Path) -> None:
-    weizmann_results.write_study(weizmann_results.summarize("lopo", _handmade()), tmp_path)
+    weizmann_page.write_study(weizmann_results.summarize("lopo", _handmade()), tmp_path)
     page = (tmp_path / "weizmann.md").read_text()
     assert "| R(2+1)D | 1,000 | 0.500 | 4 | 64 | 87.5 % ± 17.7 | 43.8 % ± 8.8 |" in page
     assert "| gap | +25.0 | +75.0 |" in page
@@ -282,24 +282,24 @@ def test_the_page_of_handmade_runs(tmp_path: Path) -> None:
 
 def test_people_who_served_to_choose_settings_are_told_apart() -> None:
     runs = [run | {"person": {"ann": "denis"}.get(run["person"], "bob")} for run in _handmade()]
-    page = weizmann_results.render([weizmann_results.summarize("lopo", runs)])
+    page = weizmann_page.render([weizmann_results.summarize("lopo", runs)])
     assert (
         " Without denis the gap is 75.0 points (p = 1.000), in clip@1 37.5 points (p = 1.000)."
         in page
     )
     assert "p = 1.000).\n" in page
     own = [run for run in runs if run["person"] == "denis"]
-    page = weizmann_results.render([weizmann_results.summarize("lopo", own)])
+    page = weizmann_page.render([weizmann_results.summarize("lopo", own)])
     assert " All people here have had a part in the choice.\n" in page
 
 
 def test_the_committed_page_is_what_its_files_say() -> None:
     """And nothing in them is a path of the machine that they were made on."""
-    studies = weizmann_results.read_studies(weizmann_results.DOCS)
-    page = weizmann_results.DOCS / weizmann_results.PAGE
+    studies = weizmann_page.read_studies(weizmann_page.DOCS)
+    page = weizmann_page.DOCS / weizmann_page.PAGE
     if not studies and not page.exists():
         pytest.skip("no study is published yet")
-    assert page.read_text(encoding="utf-8") == weizmann_results.render(studies)
+    assert page.read_text(encoding="utf-8") == weizmann_page.render(studies)
     for study in studies:
         assert not [text for text in _texts(study) if text.startswith(("/", "~"))]
         runs = [{**run, "settings": study["arms"][run["arm"]]["settings"]} for run in study["runs"]]
@@ -309,11 +309,11 @@ def test_the_committed_page_is_what_its_files_say() -> None:
 
 def test_the_guides_table_is_that_of_the_studies() -> None:
     """Figures in docs/training.md, rounded as printed."""
-    guide = (weizmann_results.DOCS.parent / "training.md").read_text(encoding="utf-8")
+    guide = (weizmann_page.DOCS.parent / "training.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^\| steps \|.*\n\|-.*\n((?:\|.*\n)+)", guide, re.MULTILINE)
     printed = [re.findall(r"\d+(?:\.\d+)?", row) for row in block.splitlines()]
     expected = []
-    for study in weizmann_results.read_studies(weizmann_results.DOCS):
+    for study in weizmann_page.read_studies(weizmann_page.DOCS):
         if not study["study"].startswith("finetune"):
             continue
         arms, gap = study["arms"], study["gap"]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +22,7 @@ from r21d.cli.errors import (
     say,
     user_errors,
 )
-from r21d.cli.peers import speak_of_own_files_alone
+from r21d.cli.peers import fail_after_the_first, is_first, speak_of_own_files_alone
 from r21d.cli.train_data import (
     VAL_FRACTION,
     data_options,
@@ -65,8 +63,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_MOMENT = 1.0
-"""Seconds that the first process has to say what has failed."""
 _STOPPING = (
     "r21d: stopping: the step at hand is finished, or the validation left, and the state saved; "
     "Ctrl-C now ends at once, without saving"
@@ -166,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
             training.run(chosen_device(config))
             return 0
     except TrainingStopped as stopped:
-        if not _is_first():
+        if not is_first():
             return 0
         print_error(f"{stopped}{_go_on(training)}")
         return 128 + stopped.signal
@@ -178,8 +174,8 @@ def run(args: argparse.Namespace) -> int:
         print_error(f"interrupted; the newest state is that after step {newest}; {go_on(out)}")
         return 128 + signal.SIGINT
     except user_errors() as error:
-        if not _is_first():
-            return _fail_after_the_first(error)
+        if not is_first():
+            return fail_after_the_first(error)
         if not isinstance(error, (RankFailed, *_from_outside())):
             raise
         less = _less_memory(training) if isinstance(error, MemoryError) else ""
@@ -215,28 +211,6 @@ def _from_outside() -> tuple[type[Exception], ...]:
 
         kinds.append(VideoError)
     return tuple(kinds)
-
-
-def _fail_after_the_first(error: Exception) -> int:
-    """The exit code of another process than the first, which tells what they agreed on.
-
-    torchrun ends all processes of a machine when one has failed, so it comes a moment later. On
-    other machines it has to fail, too: else it would not take part when torchrun starts all again.
-    """
-    from r21d.evaluation.distributed import was_told
-
-    if not was_told(error):
-        print_error(f"process {os.environ['RANK']}: {one_line(error)}")
-    time.sleep(_MOMENT)
-    return USAGE_EXIT
-
-
-def _is_first() -> bool:
-    """Whether this is the first process of those that torchrun started, or the only one."""
-    import torch.distributed as dist
-
-    several = dist.is_available() and dist.is_torchelastic_launched()
-    return not several or os.environ["RANK"] == "0"
 
 
 class _Training:

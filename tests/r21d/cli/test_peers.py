@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from r21d.cli import train as train_command
-from r21d.cli.peers import speak_of_own_files_alone
+from r21d.cli.peers import fail_after_the_first, speak_of_own_files_alone
 from r21d.cli.train import epoch_line
 from r21d.evaluation.distributed import RankFailed, Ranks
 
@@ -57,8 +56,8 @@ def test_another_process_tells_an_error_that_no_other_knows(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "3")
-    monkeypatch.setattr(train_command, "_MOMENT", 0.0)
-    assert train_command._fail_after_the_first(OSError("no\nroom")) == 2
+    monkeypatch.setattr("r21d.cli.peers._MOMENT", 0.0)
+    assert fail_after_the_first(OSError("no\nroom")) == 2
     assert capsys.readouterr().err == "r21d: error: process 3: no room\n"
     # What they have agreed on, or the death of another one, is the first one's to tell.
     monkeypatch.setattr("torch.distributed.all_reduce", lambda *_, **__: None)
@@ -66,7 +65,7 @@ def test_another_process_tells_an_error_that_no_other_knows(
     with pytest.raises(ValueError, match="a bad list"), _Four(3, 4).together():
         raise agreed
     for error in (agreed, RankFailed("process 1 failed")):
-        assert train_command._fail_after_the_first(error) == 2
+        assert fail_after_the_first(error) == 2
         assert capsys.readouterr().err == ""
 
 

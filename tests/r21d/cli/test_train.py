@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.train_runs import NARROW, SMALL, at_step, rows, train, unwritten_reports
+from cli.train_runs import NARROW, SMALL, at_step, rows, train
 from small_sets import small_set
 
 from r21d.cli import main
@@ -26,17 +26,7 @@ from r21d.training.run_folder import state_files
 from r21d.video import ClipSampling
 from r21d.weights import load_checkpoint, save_checkpoint
 
-
-@pytest.fixture(autouse=True)
-def reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
-    """Folders of which a report would have been written."""
-    return unwritten_reports(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def videos(tmp_path: Path) -> str:
-    """A folder of two classes of three videos."""
-    return small_set("folder", tmp_path)[0]
+pytestmark = pytest.mark.usefixtures("reports")
 
 
 def parsed(*arguments: str) -> argparse.Namespace:
@@ -235,7 +225,7 @@ def test_another_process_that_failed_is_told_in_a_line(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setattr(train_command, "open_datasets", fail)
-    monkeypatch.setattr(train_command, "_MOMENT", 0.0)
+    monkeypatch.setattr("r21d.cli.peers._MOMENT", 0.0)
     train(videos, *SMALL.split(), "--out", "other", code=2)
     assert capsys.readouterr().err == ""
 

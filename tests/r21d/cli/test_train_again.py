@@ -20,7 +20,6 @@ from cli.train_runs import (
     rows,
     same,
     train,
-    unwritten_reports,
     weights,
 )
 from small_sets import small_set
@@ -34,11 +33,7 @@ from r21d.training.protocol import load_config
 from r21d.training.run_folder import state_files
 from r21d.weights import load_checkpoint, save_checkpoint
 
-
-@pytest.fixture(autouse=True)
-def reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
-    """Folders of which a report would have been written."""
-    return unwritten_reports(monkeypatch, tmp_path)
+pytestmark = pytest.mark.usefixtures("reports")
 
 
 @pytest.fixture

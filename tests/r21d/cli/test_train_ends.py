@@ -11,27 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.train_runs import SMALL, at_step, rows, train, unwritten_reports
-from small_sets import small_set
+from cli.train_runs import SMALL, at_step, rows, train
 
 from r21d.training.protocol import load_config
 from r21d.training.run_folder import state_files
 from r21d.training.step import Learner
 from r21d.video import VideoError
 
+pytestmark = pytest.mark.usefixtures("reports")
+
 GO_ON = "; go on with: r21d train --resume --out run\n"
-
-
-@pytest.fixture(autouse=True)
-def reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
-    """Folders of which a report would have been written."""
-    return unwritten_reports(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def videos(tmp_path: Path) -> str:
-    """A folder of two classes of three videos."""
-    return small_set("folder", tmp_path)[0]
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cli.train_runs import SMALL, at_step, rows, same, train, unwritten_reports, weights
+from cli.train_runs import SMALL, at_step, rows, same, train, weights
 from small_sets import small_set
 
 from r21d.training.run_folder import VIDEOS_FILE
@@ -18,11 +18,7 @@ from r21d.weights import load_checkpoint
 BEGIN = [*SMALL.split(), "--out", "run", "--max-steps", "1"]
 GO_ON = ["--resume", "--out", "run", "--max-steps", "none"]
 
-
-@pytest.fixture(autouse=True)
-def reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
-    """Folders of which a report would have been written."""
-    return unwritten_reports(monkeypatch, tmp_path)
+pytestmark = pytest.mark.usefixtures("reports")
 
 
 @pytest.fixture
