@@ -26,7 +26,9 @@
 #     of a training step, the float64 references at full size;
 #   - every CUDA kernel of csrc/cuda (so far simulated on a CPU, and compiled without being run): its
 #     values, its times, under CUDA graphs, on several streams and devices, the planner's estimates;
-#   - every tile that the planner may choose, forced one by one (tests/gpu/test_cuda_tiles.py);
+#   - every tile that the planner may choose, forced one by one (tests/gpu/test_cuda_tiles.py and
+#     test_cuda_training_tiles.py); the training kernels altogether: sums in parts, merged statistics,
+#     their time beside Triton's, cuDNN's and torch.compile's, a step's memory;
 #   - the library's own CUDA calls: the current stream, the device's limits, how launches fail;
 #   - what the simulator takes the instructions to do. No output of hardware is in tests/gpu/golden
 #     for the probes

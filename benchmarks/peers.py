@@ -29,7 +29,6 @@ from benchmarks.workloads import (
     stock_twin,
     to_layout,
 )
-from r21d_ops.backends import get_backend, trains
 from r21d_ops.dispatch import INFERENCE_VARIABLE
 
 _ONNX_OPSET = 17
@@ -120,8 +119,6 @@ def _r21d(
         raise Unavailable(f"this version of r21d_ops has no backend {backend!r}")
     if not status[backend].available:
         raise Unavailable(status[backend].reason)
-    if work.training and not trains(get_backend(backend)):
-        raise Unavailable("it serves inference alone")
     if kernels and work.training:
         raise Unavailable("training has one way")
     module = copy.deepcopy(work.fused)

@@ -29,6 +29,37 @@ STABLE_TORCH_LIBRARY(r21d, m) {
   m.def(
       "norm_backward(Tensor g, Tensor u, Tensor g_factor, Tensor? u_factor, Tensor? offset) "
       "-> Tensor");
+  // ---- training on CUDA devices: u and g hold M rounded up to 16 channels, zeros beyond M; what
+  // is not wanted comes back empty u of relu(x * in_scale + in_shift), or of x; its statistics
+  m.def(
+      "train_spatial(Tensor x, Tensor weight, int[] stride, int[] padding, bool statistics, "
+      "Tensor? in_scale, Tensor? in_shift, str force=\"\") -> (Tensor, Tensor, Tensor)");
+  // y = temporal(relu(u * scale + shift)); its statistics
+  m.def(
+      "train_temporal(Tensor u, Tensor scale, Tensor shift, Tensor weight, int[] stride, "
+      "int[] padding, bool statistics, str force=\"\") -> (Tensor, Tensor, Tensor)");
+  // from the gradient grad, or grad * grad_factor + y * y_factor + offset, at y: g = the gradient
+  // at u * scale + shift; weight's; the sums over pixels of g and of g * (u - mean) * invstd
+  m.def(
+      "train_temporal_backward(Tensor grad, Tensor u, Tensor scale, Tensor shift, Tensor mean, "
+      "Tensor invstd, Tensor weight, int[] stride, int[] padding, bool need_weight, Tensor? y, "
+      "Tensor? grad_factor, Tensor? y_factor, Tensor? offset, str force=\"\") "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  // from the gradient g * g_factor + u * u_factor + offset at u: x's, with residual added, and
+  // weight's; with in_scale the gradient at x * in_scale + in_shift, and the sums over pixels of it
+  // and of it * (x - in_mean) * in_invstd
+  m.def(
+      "train_spatial_backward(Tensor g, Tensor u, Tensor x, Tensor weight, Tensor g_factor, "
+      "Tensor? u_factor, Tensor? offset, int[] stride, int[] padding, bool need_x, "
+      "bool need_weight, Tensor? in_scale, Tensor? in_shift, Tensor? in_mean, Tensor? in_invstd, "
+      "Tensor? residual, str force=\"\") -> (Tensor, Tensor, Tensor, Tensor)");
+  // relu(y * scale + shift + residual)
+  m.def("join(Tensor y, Tensor scale, Tensor shift, Tensor residual) -> Tensor");
+  // g = grad where out, which join made, is above zero; the sums over pixels of g and of
+  // g * (y - mean) * invstd
+  m.def(
+      "join_backward(Tensor grad, Tensor out, Tensor y, Tensor mean, Tensor invstd) "
+      "-> (Tensor, Tensor, Tensor)");
   // JSON: what the library was built with and what this machine offers
   m.def("build_info() -> str");
   // JSON: its part about CUDA, null where the library is built without; of one device, or -1: all

@@ -131,7 +131,7 @@ class Conv2Plus1DFunction(Function):
             count, unbiased = u.new_empty(0, dtype=wide), u.new_empty(0, dtype=wide)
         invstd = torch.rsqrt(variance + eps)
         scale, shift = _vectors(mean, invstd, bn_weight, bn_bias)
-        y = ops.temporal_forward(u, scale, shift, temporal_weight, stride, padding)
+        y, _, _ = ops.temporal_forward(u, scale, shift, temporal_weight, stride, padding)
 
         ctx.save_for_backward(
             x,
@@ -192,7 +192,7 @@ def _backward(ctx: Any, saved: tuple[Any, ...], grad: Tensor) -> list[Tensor | N
     # Every process of a SyncBN group must take part in the exchange, whatever it needs itself.
     u_factor, offset = _norm_backward_vectors(ctx, scale, mean, invstd, count, sum_g, sum_gx)
     if need_x or need_spatial:
-        grad_x, grad_spatial = ops.spatial_backward(
+        grad_x, grad_spatial, _, _ = ops.spatial_backward(
             g,
             u,
             x,

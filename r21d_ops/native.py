@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r21d_ops.shapes import like_ndhwc, spatial_shape, temporal_shape
+from r21d_ops.shapes import like_ndhwc, padded, spatial_shape, temporal_shape
 
 
 def _load() -> str | None:
@@ -101,12 +101,7 @@ def _register_fakes() -> None:
         x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], statistics: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         u = like_ndhwc(x, spatial_shape(x, weight, stride, padding))
-        channels = weight.shape[0] if statistics else 0
-        return (
-            u,
-            x.new_empty(channels, dtype=torch.float32),
-            x.new_empty(channels, dtype=torch.float32),
-        )
+        return u, *_statistics(u, weight.shape[0] if statistics else 0)
 
     @fake("r21d::temporal_forward")
     def _(
@@ -136,5 +131,81 @@ def _register_fakes() -> None:
         return like_ndhwc(u, u.shape)
 
 
+def _statistics(like: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    mean = like.new_empty(channels, dtype=torch.float32)
+    return mean, torch.empty_like(mean)
+
+
+def _weight_gradient(weight: Tensor, wanted: bool) -> Tensor:
+    return like_ndhwc(weight, weight.shape) if wanted else weight.new_empty(0)
+
+
+def _register_training_fakes() -> None:
+    """The operators of a training step on a GPU."""
+    fake = torch.library.register_fake
+
+    @fake("r21d::train_spatial")
+    def _(
+        x: Tensor,
+        weight: Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        statistics: bool,
+        in_scale: Tensor | None,
+        in_shift: Tensor | None,
+        force: str = "",
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        n, mid, *size = spatial_shape(x, weight, stride, padding)
+        u = like_ndhwc(x, [n, padded(mid), *size])
+        return u, *_statistics(u, mid if statistics else 0)
+
+    @fake("r21d::train_temporal")
+    def _(
+        u: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        weight: Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        statistics: bool,
+        force: str = "",
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y = like_ndhwc(u, temporal_shape(u.shape, weight, stride, padding))
+        return y, *_statistics(y, weight.shape[0] if statistics else 0)
+
+    @fake("r21d::train_temporal_backward")
+    def _(
+        grad: Tensor, u: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, invstd: Tensor,
+        weight: Tensor, stride: Sequence[int], padding: Sequence[int], need_weight: bool,
+        y: Tensor | None, grad_factor: Tensor | None, y_factor: Tensor | None,
+        offset: Tensor | None, force: str = "",
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        g = like_ndhwc(u, u.shape)
+        return g, _weight_gradient(weight, need_weight), *_statistics(u, weight.shape[1])
+
+    @fake("r21d::train_spatial_backward")
+    def _(
+        g: Tensor, u: Tensor, x: Tensor, weight: Tensor, g_factor: Tensor,
+        u_factor: Tensor | None, offset: Tensor | None, stride: Sequence[int],
+        padding: Sequence[int], need_x: bool, need_weight: bool, in_scale: Tensor | None,
+        in_shift: Tensor | None, in_mean: Tensor | None, in_invstd: Tensor | None,
+        residual: Tensor | None, force: str = "",
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        grad_x = like_ndhwc(x, x.shape) if need_x else x.new_empty(0)
+        sums = _statistics(x, 0 if in_scale is None else x.shape[1])
+        return grad_x, _weight_gradient(weight, need_weight), *sums
+
+    @fake("r21d::join")
+    def _(y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor) -> Tensor:
+        return like_ndhwc(y, y.shape)
+
+    @fake("r21d::join_backward")
+    def _(
+        grad: Tensor, out: Tensor, y: Tensor, mean: Tensor, invstd: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return like_ndhwc(y, y.shape), *_statistics(y, y.shape[1])
+
+
 if load_error is None:
     _register_fakes()
+    _register_training_fakes()

@@ -9,6 +9,14 @@ from torch import Tensor
 
 from r21d_ops.problem import output_size
 
+#: On a GPU u and g have M rounded up to this, so that rows start at 16-byte addresses.
+CHANNEL_MULTIPLE = 16
+
+
+def padded(mid: int) -> int:
+    """Channels that u and g hold for M of them on a GPU."""
+    return -(-mid // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
+
 
 def ndhwc(x: Tensor) -> Tensor:
     """``x`` with channels innermost and no gaps; a copy only where it is not so already."""

@@ -6,13 +6,11 @@
 
 namespace r21d::cuda {
 
-// A template, so that every file may include it.
-template <int Threads>
-R21D_KERNEL(Threads, 1)
+R21D_KERNEL(kPackThreads, 1)
 pack_kernel(const PackParams p) {
   const int64_t values = int64_t{p.outer} * p.length;
-  const int64_t step = int64_t{ptx::grid_size().x} * Threads;
-  int64_t index = int64_t{ptx::block_index().x} * Threads + ptx::thread_index();
+  const int64_t step = int64_t{ptx::grid_size().x} * kPackThreads;
+  int64_t index = int64_t{ptx::block_index().x} * kPackThreads + ptx::thread_index();
   for (; index < values; index += step) {
     const int64_t row = index / p.length;
     const int rest = static_cast<int>(index - row * p.length);

@@ -3,7 +3,7 @@
 #include <string>
 
 #include "cuda/force.h"
-#include "cuda/planner.h"
+#include "cuda/training_planner.h"
 #include "torch_compat.h"
 
 namespace r21d::cuda {
@@ -99,6 +99,52 @@ std::string json_of(const FusedPlan& plan) {
   return object.json();
 }
 
+std::string json_of(const TrainingConvPlan& plan) {
+  Object object;
+  object.number("pixel_warps", plan.pixel_warps)
+      .number("pixels", kWarpPixels * plan.pixel_warps)
+      .number("columns", plan.columns)
+      .number("phases", plan.phases)
+      .number("parts", plan.parts)
+      .number("grid_x", plan.grid_x)
+      .number("grid_y", plan.grid_y)
+      .number("grid_z", plan.phases * plan.parts);
+  put_block(object, plan);
+  put_cost(object, plan.cost);
+  return object.json();
+}
+
+std::string json_of(const WeightPlan& plan) {
+  Object object;
+  object.number("pixel_warps", plan.row_warps)
+      .number("rows", kWarpPixels * plan.row_warps)
+      .number("columns", plan.columns)
+      .number("parts", plan.parts)
+      .number("part_pixels", plan.part_pixels)
+      .number("grid_x", plan.grid_x)
+      .number("grid_y", plan.grid_y)
+      .number("grid_z", plan.parts);
+  put_block(object, plan);
+  put_cost(object, plan.cost);
+  return object.json();
+}
+
+std::string json_of(const TrainingPlan& plan) {
+  Object object;
+  object.reason("refusal", plan.refusal);
+  if (!plan.refusal.empty()) {
+    return object.json();
+  }
+  object.put("spatial_forward", json_of(plan.spatial_forward))
+      .put("temporal_forward", json_of(plan.temporal_forward))
+      .put("temporal_gradient", json_of(plan.temporal_gradient))
+      .put("temporal_weight", json_of(plan.temporal_weight))
+      .put("spatial_gradient", json_of(plan.spatial_gradient))
+      .put("spatial_weight", json_of(plan.spatial_weight))
+      .number("seconds", plan.seconds());
+  return object.json();
+}
+
 std::string tiles_json() {
   std::string conv;
   std::string fused;
@@ -108,10 +154,19 @@ std::string tiles_json() {
 #define R21D_LIST(...) fused += std::string(fused.empty() ? "" : ", ") + "[" #__VA_ARGS__ "]";
   R21D_FUSED_TILES(R21D_LIST)
 #undef R21D_LIST
-  return "{\"conv\": [" + conv + "], \"fused\": [" + fused + "]}";
+  std::string training;
+  std::string weight;
+#define R21D_LIST(...) training += std::string(training.empty() ? "" : ", ") + "[" #__VA_ARGS__ "]";
+  R21D_TRAINING_TILES(R21D_LIST)
+#undef R21D_LIST
+#define R21D_LIST(...) weight += std::string(weight.empty() ? "" : ", ") + "[" #__VA_ARGS__ "]";
+  R21D_WEIGHT_TILES(R21D_LIST)
+#undef R21D_LIST
+  return "{\"conv\": [" + conv + "], \"fused\": [" + fused + "], \"training\": [" + training +
+         "], \"weight\": [" + weight + "]}";
 }
 
-std::string json_of(const Plan& plan) {
+std::string json_of(const Plan& plan, const TrainingPlan& training) {
   Object object;
   object.reason("refusal", plan.refusal).put("tiles", tiles_json());
   object.number("product_share", kProductShare);
@@ -127,7 +182,8 @@ std::string json_of(const Plan& plan) {
       .number("pack_seconds", plan.pack_seconds)
       .put("spatial", json_of(plan.spatial))
       .put("temporal", json_of(plan.temporal))
-      .put("fused", json_of(plan.fused));
+      .put("fused", json_of(plan.fused))
+      .put("training", json_of(training));
   if (plan.fused.refusal.empty()) {
     object.number("fused_seconds", plan.fused_seconds);
   } else {
@@ -165,7 +221,8 @@ std::string cuda_plan(
       static_cast<int>(gpu[2]),
       static_cast<double>(gpu[3]) * 1e9,
       static_cast<double>(gpu[4]) * 1e9};
-  return json_of(plan(device, s, t, parse_force(force)));
+  const ForcedPlan forced = parse_force(force);
+  return json_of(plan(device, s, t, forced), plan_training(device, s, t, forced));
 }
 
 }  // namespace

@@ -54,10 +54,14 @@ struct Forced {
   int columns = 0;  // of a convolution; of the fused kernel, channels of M in a slice
   int bands = 0;
   int chunk = 0;
+  int parts = 0;  // of the sum, in training
 };
 
 struct ForcedPlan {
   Forced spatial, temporal, fused;
+  // Of training:
+  Forced spatial_forward, temporal_forward, temporal_gradient, temporal_weight, spatial_gradient,
+      spatial_weight;
 };
 
 // Arithmetic, traffic and time of one launch.

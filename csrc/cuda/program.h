@@ -3,13 +3,13 @@
 //
 //   void* allocate(int64_t bytes)          scratch that lives until the launches are done
 //   launch(name, kernel, grid, threads, shared_bytes, params)
+//   pack(grid, params), merge(grid, params)  the kernels of pack.cuh and merge.cuh
 #pragma once
 
 #include <cstdint>
 
 #include "cuda/conv.cuh"
 #include "cuda/fused.cuh"
-#include "cuda/pack.cuh"
 #include "cuda/planner.h"
 #include "geometry.h"
 
@@ -59,13 +59,7 @@ const void* pack(Device& device, const PackParams& wanted) {
   // More blocks than this only wait for each other.
   constexpr int64_t kMostBlocks = 4096;
   const int64_t blocks = ceil_div(values, kPackThreads);
-  device.launch(
-      "pack",
-      pack_kernel<kPackThreads>,
-      Grid{blocks < kMostBlocks ? blocks : kMostBlocks, 1, 1},
-      kPackThreads,
-      0,
-      p);
+  device.pack(Grid{blocks < kMostBlocks ? blocks : kMostBlocks, 1, 1}, p);
   return p.out;
 }
 
@@ -105,23 +99,27 @@ const void* pack_temporal(
   return pack(device, p);
 }
 
-// x, or a copy with read_channels() channels where rows of 16-byte chunks need it.
+// `pixels` rows of `channels` values, or a copy with `padded` ones where rows of 16-byte chunks
+// need it.
 template <class Device>
-const void* readable_input(Device& device, const void* x, const SpatialGeometry& g) {
-  if (is_narrow(g)) {
-    return x;
-  }
+const void* readable_rows(
+    Device& device, const void* rows, int64_t pixels, int64_t channels, int64_t padded) {
   PackParams p{};
-  p.in = x;
-  p.stride_outer = g.c;
+  p.in = rows;
+  p.stride_outer = channels;
   p.stride_inner = 1;
-  p.outer = static_cast<int>(g.n * g.t * g.h * g.w);
+  p.outer = static_cast<int>(pixels);
   p.rows = 1;
   p.cols = 1;
-  p.inner = static_cast<int>(g.c);
-  p.padded = static_cast<int>(read_channels(g));
+  p.inner = static_cast<int>(channels);
+  p.padded = static_cast<int>(padded);
   p.length = p.padded;
   return pack(device, p);
+}
+
+template <class Device>
+const void* readable_input(Device& device, const void* x, const SpatialGeometry& g) {
+  return is_narrow(g) ? x : readable_rows(device, x, g.n * g.t * g.h * g.w, g.c, read_channels(g));
 }
 
 inline Epilogue output_epilogue(const Operands& in, const TemporalGeometry& t) {

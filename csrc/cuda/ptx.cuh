@@ -63,11 +63,15 @@ R21D_DEVICE Address dynamic_shared() {
   const ::r21d::ptx::Address name =                             \
       static_cast<::r21d::ptx::Address>(__cvta_generic_to_shared(name##_storage))
 
+struct alignas(8) Vec2 {
+  uint32_t x[2];
+};
+
 struct alignas(16) Vec4 {
   uint32_t x[4];
 };
 
-// ld.shared (9.7.9.8); T is uint16_t, uint32_t, float or Vec4, at a multiple of its size.
+// ld.shared (9.7.9.8); T is uint16_t, uint32_t, float, Vec2 or Vec4, at a multiple of its size.
 template <class T>
 R21D_DEVICE T load_shared(Address at);
 
@@ -91,6 +95,13 @@ R21D_DEVICE float load_shared<float>(Address at) {
 }
 
 template <>
+R21D_DEVICE Vec2 load_shared<Vec2>(Address at) {
+  Vec2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x[0]), "=r"(v.x[1]) : "r"(at));
+  return v;
+}
+
+template <>
 R21D_DEVICE Vec4 load_shared<Vec4>(Address at) {
   Vec4 v;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -110,6 +121,10 @@ R21D_DEVICE void store_shared(Address at, uint32_t value) {
 
 R21D_DEVICE void store_shared(Address at, float value) {
   store_shared(at, __float_as_uint(value));
+}
+
+R21D_DEVICE void store_shared(Address at, const Vec2& v) {
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(at), "r"(v.x[0]), "r"(v.x[1]) : "memory");
 }
 
 R21D_DEVICE void store_shared(Address at, const Vec4& v) {
@@ -342,6 +357,13 @@ R21D_DEVICE float unpack_high<Float16>(uint32_t packed) {
 
 R21D_DEVICE float as_float(uint32_t bits) {
   return __uint_as_float(bits);
+}
+
+// The same value, unknown to the compiler: what follows from it is computed here, and not kept in
+// registers from where it was computed before.
+R21D_DEVICE int anew(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
 }
 
 // ---- perturbed on the host, plain arithmetic here

@@ -8,6 +8,7 @@
 namespace r21d::cuda {
 
 using ptx::Address;
+using ptx::Vec2;
 using ptx::Vec4;
 
 R21D_DEVICE uint32_t lane_index() {
@@ -105,10 +106,10 @@ finish(const Epilogue& e, int column, float low, float high, uint32_t residual) 
 
 // Eight values of an output row, at `offset` of the output, from float32 sums.
 template <class T>
-R21D_DEVICE void store_chunk(const Epilogue& e, const Vec4 (&sums)[2], int column, int64_t offset) {
+R21D_DEVICE Vec4
+finish_chunk(const Epilogue& e, const Vec4 (&sums)[2], int column, int64_t offset) {
   const uint16_t* residual =
       e.residual == nullptr ? nullptr : static_cast<const uint16_t*>(e.residual) + offset;
-  uint16_t* out = static_cast<uint16_t*>(e.out) + offset;
   Vec4 added{};
   if (residual != nullptr && e.chunks) {
     added = ptx::load_global(reinterpret_cast<const Vec4*>(residual));
@@ -127,6 +128,11 @@ R21D_DEVICE void store_chunk(const Epilogue& e, const Vec4 (&sums)[2], int colum
     const float high = ptx::as_float(sums[p / 2].x[p % 2 * 2 + 1]);
     values.x[p] = finish<T>(e, column + 2 * p, low, high, added.x[p]);
   }
+  return values;
+}
+
+R21D_DEVICE void write_chunk(const Epilogue& e, const Vec4& values, int column, int64_t offset) {
+  uint16_t* out = static_cast<uint16_t*>(e.out) + offset;
   if (e.chunks) {
     ptx::store_global(reinterpret_cast<Vec4*>(out), values);
     return;
@@ -185,7 +191,7 @@ R21D_DEVICE void store_tile(
       const Address from = staging + r * kPitch + chunk * 32;
       const Vec4 halves[2] = {ptx::load_shared<Vec4>(from), ptx::load_shared<Vec4>(from + 16)};
       const int64_t offset = place * e.pitch + first;
-      store_chunk<T>(e, halves, first, offset);
+      write_chunk(e, finish_chunk<T>(e, halves, first, offset), first, offset);
     }
   }
 }

@@ -93,6 +93,10 @@ inline void store_shared(Address at, float value, Where where = Where::current()
   detail::store_shared(at, value, where);
 }
 
+inline void store_shared(Address at, const Vec2& value, Where where = Where::current()) {
+  detail::store_shared(at, value, where);
+}
+
 inline void store_shared(Address at, const Vec4& value, Where where = Where::current()) {
   detail::store_shared(at, value, where);
 }
@@ -287,6 +291,10 @@ float unpack_high(uint32_t packed) {
 
 inline float as_float(uint32_t bits) {
   return std::bit_cast<float>(bits);
+}
+
+inline int anew(int value) {
+  return value;
 }
 
 // ---- perturbed at their sites

@@ -120,5 +120,6 @@ PYBIND11_MODULE(_simt, module) {
   bind_textbook(module);
   bind_trace(module);
   bind_inference(module);
+  bind_training(module);
   bind_probes(module);
 }

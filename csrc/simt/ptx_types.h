@@ -12,6 +12,10 @@ struct Index3 {
 // Of shared memory, in bytes.
 using Address = uint32_t;
 
+struct alignas(8) Vec2 {
+  uint32_t x[2];
+};
+
 struct alignas(16) Vec4 {
   uint32_t x[4];
 };

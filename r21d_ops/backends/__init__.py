@@ -8,11 +8,9 @@ A backend is one module of this package with
 - ``can_run(problem) -> str | None``: why it does not serve this problem, or None;
 - ``KERNELS``, if it has several ways of running inference: of ``fused`` and ``two``, the preferred
   first;
-- ``TRAINS = False``, if it serves inference alone;
 - ``UNPROVEN = True``, as long as no committed measurement shows it at work: on a GPU no estimate
   puts it before another backend, only measurements of the problem do;
-- the operators of :mod:`r21d_ops.backends.eager`, with the same signatures; without training,
-  ``inference``.
+- the operators of :mod:`r21d_ops.backends.eager`, with the same signatures.
 
 Adding a backend adds its module and its name to ``_BACKENDS``. Of those that can run, the first
 serves; on a GPU :mod:`r21d_ops.dispatch` decides, by measurements or an estimate, for which the
@@ -76,18 +74,14 @@ def get_backend(name: str) -> ModuleType:
         raise ValueError(f"backend {name!r} is not known; this version has {known}") from None
 
 
-def _refusal(module: ModuleType, problem: Problem, training: bool) -> str | None:
+def _refusal(module: ModuleType, problem: Problem) -> str | None:
+    """Why the backend does not serve the call here, or None."""
     reason: str | None = module.unavailable()
-    return reason if reason is not None else _refuses(module, problem, training)
+    return reason if reason is not None else _refuses(module, problem)
 
 
-def _refuses(module: ModuleType, problem: Problem, training: bool) -> str | None:
+def _refuses(module: ModuleType, problem: Problem) -> str | None:
     """Why the backend does not serve the call, wherever it is available."""
-    if training and not trains(module):
-        return (
-            "it serves inference alone: call it under torch.no_grad(), on a module in eval(), or "
-            "leave training to another backend"
-        )
     reason: str | None = module.can_run(problem)
     return reason
 
@@ -111,15 +105,15 @@ def choose(problem: Problem, forced: str | None = None, *, training: bool = Fals
     """
     name = forced_name(forced)
     if name is not None:
-        reason = _refusal(get_backend(name), problem, training)
+        reason = _refusal(get_backend(name), problem)
         if reason is not None:
             raise BackendError(f"backend {name!r} was asked for and cannot run: {reason}")
         return name
     able = []
     for candidate, module in _BACKENDS.items():
-        if not _meant_for(module, problem.device, training):
+        if not _meant_for(module, problem.device):
             continue
-        reason = _refusal(module, problem, training)
+        reason = _refusal(module, problem)
         if reason is not None:
             _warn_once(candidate, reason)
             continue
@@ -155,10 +149,10 @@ def route_on_gpu(problem: Problem, training: bool, gpu: str, elsewhere: bool) ->
     asked = _BACKENDS if forced is None else {forced: get_backend(forced)}
     able = []
     for name, module in asked.items():
-        if forced is None and not _meant_for(module, problem.device, training):
+        if forced is None and not _meant_for(module, problem.device):
             continue
         asks = _refuses if elsewhere else _refusal
-        reason = asks(module, problem, training)
+        reason = asks(module, problem)
         if reason is None:
             able.append(name)
         elif forced is not None:
@@ -168,14 +162,8 @@ def route_on_gpu(problem: Problem, training: bool, gpu: str, elsewhere: bool) ->
     return dispatch.route(problem, training, gpu, _candidates(able))
 
 
-def _meant_for(module: ModuleType, device: str, training: bool) -> bool:
-    there = module.DEVICES is None or device in module.DEVICES
-    return there and (trains(module) or not training)
-
-
-def trains(module: ModuleType) -> bool:
-    """Whether a backend serves gradients and batch statistics, too."""
-    return getattr(module, "TRAINS", True)
+def _meant_for(module: ModuleType, device: str) -> bool:
+    return module.DEVICES is None or device in module.DEVICES
 
 
 def forced_name(forced: str | None) -> str | None:

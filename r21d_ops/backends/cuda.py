@@ -1,8 +1,9 @@
-"""The CUDA kernels (``csrc/cuda``): inference in bfloat16 and float16 on NVIDIA GPUs from compute
-capability 8.0.
+"""The CUDA kernels (``csrc/cuda``): bfloat16 and float16 on NVIDIA GPUs from compute capability
+8.0, forward and backward.
 
-One kernel (``fused``) or two (``two``), as :mod:`r21d_ops.dispatch` or else the library's own
-planner says. Training is served by other backends.
+Inference is one kernel (``fused``) or two (``two``), as :mod:`r21d_ops.dispatch` or else the
+library's own planner says. Signatures and shapes: :mod:`r21d_ops.backends.eager`; u and g hold M
+rounded up to 16 channels.
 """
 
 from __future__ import annotations
@@ -13,15 +14,13 @@ import torch
 from torch import Tensor
 
 from r21d_ops import dispatch, native
+from r21d_ops.backends.eager import Norm, NormGradient
 from r21d_ops.backends.limits import exceeds
 from r21d_ops.problem import Problem, Triple, problem_of
 from r21d_ops.shapes import ndhwc
 
 NAME = "cuda"
 DEVICES: tuple[str, ...] | None = ("cuda",)
-
-#: It has no operators for training.
-TRAINS = False
 
 #: No committed measurement shows it at work yet, so that no estimate chooses it.
 UNPROVEN = True
@@ -38,6 +37,8 @@ _MOST_SIZE = 2**28
 _MOST_CHANNELS = 65535 * 48
 _MOST_DEPTH = 2**31 - 2**8
 _TILE_PIXELS = 128
+_MOST_SUMMED = 65535 * 32
+_MOST_PHASES = 65535
 
 
 # A tracer would look through the cache and into the library.
@@ -123,6 +124,40 @@ def _too_large(problem: Problem) -> str | None:
     ):
         if exceeds(count, most):
             return f"{what} has {count} {unit}; at most {most} are served"
+    return _too_large_for_training(problem)
+
+
+def _too_large_for_training(problem: Problem) -> str | None:
+    """The same, of the backward pass: the gradient at y as the input of a convolution to v, and
+    that at u of one to x, each phase of whose strides is a grid of its own."""
+    n, c, m, o = problem[2:6]
+    (t, h, w), (_, ho, wo), (to, _, _) = problem.size, problem.mid_size, problem.out_size
+    (kt, kh, kw), (st, sh, sw) = problem.kernel, problem.stride
+    pt, ph, pw = problem.padding
+    mid, out = -(-m // 16) * 16, -(-o // 8) * 8
+    for what, count, most, unit in (
+        ("x", c, _MOST_SUMMED, "channels"),
+        ("u", m, _MOST_SUMMED, "channels"),
+        ("the gradient at y", kt * out, _MOST_DEPTH, "values for a channel of v"),
+        ("the gradient at u", kh * kw * mid, _MOST_DEPTH, "values for a channel of x"),
+        (
+            "the gradient at y",
+            (n * to + t + pt + kt + 1) * ho * wo + ho * wo + 1,
+            _MOST_INDEX,
+            "pixels with its padding",
+        ),
+        (
+            "the gradient at u",
+            (n * t * ho + h + ph + kh + 1) * wo + w + pw + kw,
+            _MOST_INDEX,
+            "pixels with its padding",
+        ),
+    ):
+        if exceeds(count, most):
+            return f"{what} has {count} {unit}; at most {most} are served"
+    for phases in (min(st, t), min(sh, h) * min(sw, w)):
+        if exceeds(phases, _MOST_PHASES):
+            return f"its strides make {phases} phases; at most {_MOST_PHASES} are served"
     return None
 
 
@@ -155,3 +190,107 @@ def inference(
         dispatch.inference_kernels(NAME, problem),
     )
     return y
+
+
+def spatial_forward(
+    x: Tensor,
+    weight: Tensor,
+    stride: Triple,
+    padding: Triple,
+    statistics: bool,
+    norm: Norm | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    vectors = (None, None) if norm is None else (norm.scale, norm.shift)
+    u, mean, m2 = torch.ops.r21d.train_spatial(
+        ndhwc(x), weight, stride, padding, statistics, *vectors
+    )
+    return u, mean, m2
+
+
+def temporal_forward(
+    u: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    weight: Tensor,
+    stride: Triple,
+    padding: Triple,
+    statistics: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, m2 = torch.ops.r21d.train_temporal(
+        ndhwc(u), scale, shift, weight, stride, padding, statistics
+    )
+    return y, mean, m2
+
+
+def temporal_backward(
+    grad: Tensor,
+    u: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor,
+    stride: Triple,
+    padding: Triple,
+    need_weight: bool,
+    norm: NormGradient | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    vectors = (scale, shift, mean, invstd)
+    g, grad_weight, sum_g, sum_g_normalized = torch.ops.r21d.train_temporal_backward(
+        ndhwc(grad), ndhwc(u), *vectors, weight, stride, padding, need_weight, *_of_y(norm)
+    )
+    return g, grad_weight if need_weight else None, sum_g, sum_g_normalized
+
+
+def _of_y(norm: NormGradient | None) -> tuple[Tensor | None, ...]:
+    """y, grad_factor, y_factor and offset; y only where it is read."""
+    if norm is None:
+        return None, None, None, None
+    if norm.y_factor is None:
+        return None, norm.factor, None, None
+    return ndhwc(norm.y), *norm[1:]
+
+
+def spatial_backward(
+    g: Tensor,
+    u: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    g_factor: Tensor,
+    u_factor: Tensor | None,
+    offset: Tensor | None,
+    stride: Triple,
+    padding: Triple,
+    need_x: bool,
+    need_weight: bool,
+    norm: Norm | None = None,
+    residual: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    factors = (g_factor, u_factor, offset)
+    # The sums over the gradient of x are made with it.
+    sums = norm is not None and need_x
+    grad_x, grad_weight, sum_g, sum_g_normalized = torch.ops.r21d.train_spatial_backward(
+        ndhwc(g), ndhwc(u), ndhwc(x), weight, *factors, stride, padding,
+        need_x or norm is not None, need_weight, *(norm or (None, None, None, None)),
+        None if residual is None or not need_x else ndhwc(residual),
+    )  # fmt: skip
+    return (
+        grad_x if need_x else None,
+        grad_weight if need_weight else None,
+        sum_g if sums else None,
+        sum_g_normalized if sums else None,
+    )
+
+
+def join(y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor) -> Tensor:
+    out: Tensor = torch.ops.r21d.join(ndhwc(y), scale, shift, ndhwc(residual))
+    return out
+
+
+def join_backward(
+    grad: Tensor, out: Tensor, y: Tensor, mean: Tensor, invstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    g, sum_g, sum_g_normalized = torch.ops.r21d.join_backward(
+        ndhwc(grad), ndhwc(out), ndhwc(y), mean, invstd
+    )
+    return g, sum_g, sum_g_normalized

@@ -9,9 +9,15 @@ the definition of each operator that the other backends implement.
 Shapes, in every function: x (N, C, T, H, W), u, v and g (N, M, T, H', W'), y (N, O, T', H', W');
 per-channel vectors are float32 (float64 for float64 tensors). In other backends u and g, which
 only their own operators read, may hold more channels than M.
+
+In a residual block (:mod:`r21d_ops.block`) the operators reach over the BatchNorms between its
+convolutions: ``norm`` of the spatial ones is the BatchNorm and ReLU that x comes through, ``norm``
+of the temporal backward is the BatchNorm behind y.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +28,25 @@ from r21d_ops.shapes import ndhwc
 
 NAME = "eager"
 DEVICES: tuple[str, ...] | None = None
+
+
+class Norm(NamedTuple):
+    """A BatchNorm that is followed by ReLU: relu(x·scale + shift); its statistics, (C,) each."""
+
+    scale: Tensor
+    shift: Tensor
+    mean: Tensor
+    invstd: Tensor
+
+
+class NormGradient(NamedTuple):
+    """The backward pass of a BatchNorm: the gradient at its input y is grad·factor + y·y_factor +
+    offset, per channel; with frozen statistics the last two are None."""
+
+    y: Tensor
+    factor: Tensor
+    y_factor: Tensor | None
+    offset: Tensor | None
 
 
 def unavailable() -> str | None:
@@ -112,16 +137,13 @@ def inference(
     return y.relu_() if relu else y
 
 
-def spatial_forward(
-    x: Tensor, weight: Tensor, stride: Triple, padding: Triple, statistics: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """u, and with ``statistics`` the mean and the sum of squared deviations of u as stored.
+def with_statistics(u: Tensor, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """u, and where ``wanted`` the mean and the sum of squared deviations of u as stored.
 
-    Without ``statistics`` the two vectors are empty.
+    Else the two vectors are empty.
     """
-    u = spatial_conv(x, weight, stride, padding)
     dtype = statistics_dtype(u.dtype)
-    if not statistics:
+    if not wanted:
         return u, u.new_empty(0, dtype=dtype), u.new_empty(0, dtype=dtype)
     if u.numel() == 0:
         return u, u.new_zeros(u.shape[1], dtype=dtype), u.new_zeros(u.shape[1], dtype=dtype)
@@ -129,11 +151,32 @@ def spatial_forward(
     return u, mean, variance * (u.numel() // u.shape[1])
 
 
+def spatial_forward(
+    x: Tensor,
+    weight: Tensor,
+    stride: Triple,
+    padding: Triple,
+    statistics: bool,
+    norm: Norm | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """u = spatial(x), or of relu(bn(x)), and its statistics as :func:`with_statistics` has them."""
+    z = x if norm is None else norm_relu(x, norm.scale, norm.shift)
+    return with_statistics(spatial_conv(z, weight, stride, padding), statistics)
+
+
 def temporal_forward(
-    u: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, stride: Triple, padding: Triple
-) -> Tensor:
-    """y = temporal(relu(u·scale + shift))."""
-    return temporal_conv(norm_relu(u, scale, shift), weight, stride, padding)
+    u: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    weight: Tensor,
+    stride: Triple,
+    padding: Triple,
+    statistics: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y = temporal(relu(u·scale + shift)), and its statistics as :func:`with_statistics` has
+    them."""
+    y = temporal_conv(norm_relu(u, scale, shift), weight, stride, padding)
+    return with_statistics(y, statistics)
 
 
 def _conv2d_backward(
@@ -230,6 +273,27 @@ def _per_channel(vector: Tensor) -> Tensor:
     return vector.view(1, -1, 1, 1, 1)
 
 
+def norm_relu_backward(
+    grad_v: Tensor, v: Tensor, u: Tensor, mean: Tensor, invstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """g = ``grad_v`` where v = relu(bn(u)) passes, and per channel the sums of g and of
+    g·(u - mean)·invstd."""
+    # threshold_backward lets the gradient through where v is NaN, as relu's own backward does.
+    g = torch.ops.aten.threshold_backward(grad_v, v, 0)
+    wide = g.to(mean.dtype)
+    normalized = (u.to(mean.dtype) - _per_channel(mean)) * _per_channel(invstd)
+    axes = (0, 2, 3, 4)
+    return g, wide.sum(axes), (wide * normalized).sum(axes)
+
+
+def norm_backward(grad: Tensor, norm: NormGradient) -> Tensor:
+    """The gradient at the BatchNorm's input, in its dtype."""
+    found = grad * _per_channel(norm.factor)
+    if norm.y_factor is not None and norm.offset is not None:
+        found = found + norm.y * _per_channel(norm.y_factor) + _per_channel(norm.offset)
+    return found.to(norm.y.dtype)
+
+
 def temporal_backward(
     grad: Tensor,
     u: Tensor,
@@ -241,20 +305,19 @@ def temporal_backward(
     stride: Triple,
     padding: Triple,
     need_weight: bool,
+    norm: NormGradient | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Backward of :func:`temporal_forward` up to BatchNorm's output.
 
-    Returns g (the gradient there, ReLU applied), the gradient of ``weight``, and per channel the
-    sums of g and of g·(u - mean)·invstd.
+    ``grad`` is the gradient at y, or with ``norm`` at the output of the BatchNorm behind it.
+    Returns g (the gradient at the inner BatchNorm's output, ReLU applied), the gradient of
+    ``weight``, and per channel the sums of g and of g·(u - mean)·invstd.
     """
     v = norm_relu(u, scale, shift)
+    grad = grad if norm is None else norm_backward(grad, norm)
     grad_v, grad_weight = temporal_conv_backward(grad, v, weight, stride, padding, need_weight)
-    # threshold_backward lets the gradient through where v is NaN, as relu's own backward does.
-    g = torch.ops.aten.threshold_backward(grad_v, v, 0)
-    wide = g.to(scale.dtype)
-    normalized = (u.to(scale.dtype) - _per_channel(mean)) * _per_channel(invstd)
-    axes = (0, 2, 3, 4)
-    return g, grad_weight, wide.sum(axes), (wide * normalized).sum(axes)
+    g, sum_g, sum_gx = norm_relu_backward(grad_v, v, u, mean, invstd)
+    return g, grad_weight, sum_g, sum_gx
 
 
 def spatial_backward(
@@ -269,15 +332,41 @@ def spatial_backward(
     padding: Triple,
     need_x: bool,
     need_weight: bool,
-) -> tuple[Tensor | None, Tensor | None]:
+    norm: Norm | None = None,
+    residual: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Backward of the spatial convolution, BatchNorm's backward applied on the way in.
 
     The gradient of u is g·g_factor + u·u_factor + offset, per channel; with frozen statistics
-    ``u_factor`` and ``offset`` are None.
+    ``u_factor`` and ``offset`` are None. Returns the gradients of x, to which ``residual`` is
+    added, and of ``weight``; with ``norm`` (and ``need_x``) the gradient at the output of that
+    BatchNorm, ReLU applied, in place of x's, and its two sums as :func:`temporal_backward` has
+    them, which else are None.
     """
-    grad_u = g * _per_channel(g_factor)
-    if u_factor is not None and offset is not None:
-        grad_u = grad_u + u * _per_channel(u_factor) + _per_channel(offset)
-    return spatial_conv_backward(
-        grad_u.to(u.dtype), x, weight, stride, padding, need_x, need_weight
+    grad_u = norm_backward(g, NormGradient(u, g_factor, u_factor, offset))
+    z = x if norm is None else norm_relu(x, norm.scale, norm.shift)
+    grad_x, grad_weight = spatial_conv_backward(
+        grad_u, z, weight, stride, padding, need_x, need_weight
     )
+    if grad_x is not None and norm is not None:
+        grad_x, sum_g, sum_gx = norm_relu_backward(grad_x, z, x, norm.mean, norm.invstd)
+        return grad_x, grad_weight, sum_g, sum_gx
+    if grad_x is not None and residual is not None:
+        grad_x = grad_x + residual
+    return grad_x, grad_weight, None, None
+
+
+def join(y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor) -> Tensor:
+    """relu(y·scale + shift + residual): where a residual block ends."""
+    affine = F.batch_norm(
+        y, torch.zeros_like(scale), torch.ones_like(scale), scale, shift, False, 0.0, 0.0
+    )
+    return affine.add_(residual).relu_()
+
+
+def join_backward(
+    grad: Tensor, out: Tensor, y: Tensor, mean: Tensor, invstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Backward of :func:`join`: g, the gradient before ReLU, and per channel the sums of g and of
+    g·(y - mean)·invstd."""
+    return norm_relu_backward(grad, out, y, mean, invstd)

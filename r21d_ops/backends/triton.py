@@ -17,10 +17,12 @@ import re
 import torch
 from torch import Tensor
 
+from r21d_ops.backends import eager
 from r21d_ops.backends.limits import exceeds
 from r21d_ops.problem import Problem, Triple
+from r21d_ops.shapes import padded
 from r21d_ops.triton import INTERPRETED
-from r21d_ops.triton.operators import MOST_INDEX, padded
+from r21d_ops.triton.operators import MOST_INDEX
 
 NAME = "triton"
 
@@ -147,17 +149,29 @@ def inference(
 
 
 def spatial_forward(
-    x: Tensor, weight: Tensor, stride: Triple, padding: Triple, statistics: bool
+    x: Tensor,
+    weight: Tensor,
+    stride: Triple,
+    padding: Triple,
+    statistics: bool,
+    norm: eager.Norm | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    u, mean, m2 = torch.ops.r21d_triton.spatial_forward(x, weight, stride, padding, statistics)
+    z = x if norm is None else eager.norm_relu(x, norm.scale, norm.shift)
+    u, mean, m2 = torch.ops.r21d_triton.spatial_forward(z, weight, stride, padding, statistics)
     return u, mean, m2
 
 
 def temporal_forward(
-    u: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, stride: Triple, padding: Triple
-) -> Tensor:
-    y: Tensor = torch.ops.r21d_triton.temporal_forward(u, scale, shift, weight, stride, padding)
-    return y
+    u: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    weight: Tensor,
+    stride: Triple,
+    padding: Triple,
+    statistics: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = torch.ops.r21d_triton.temporal_forward(u, scale, shift, weight, stride, padding)
+    return eager.with_statistics(y, statistics)
 
 
 def temporal_backward(
@@ -171,7 +185,9 @@ def temporal_backward(
     stride: Triple,
     padding: Triple,
     need_weight: bool,
+    norm: eager.NormGradient | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    grad = grad if norm is None else eager.norm_backward(grad, norm)
     g, grad_weight, sum_g, sum_g_normalized = torch.ops.r21d_triton.temporal_backward(
         grad, u, scale, shift, mean, invstd, weight, stride, padding, need_weight
     )
@@ -190,8 +206,21 @@ def spatial_backward(
     padding: Triple,
     need_x: bool,
     need_weight: bool,
-) -> tuple[Tensor | None, Tensor | None]:
+    norm: eager.Norm | None = None,
+    residual: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    z = x if norm is None else eager.norm_relu(x, norm.scale, norm.shift)
     grad_x, grad_weight = torch.ops.r21d_triton.spatial_backward(
-        g, u, x, weight, g_factor, u_factor, offset, stride, padding, need_x, need_weight
+        g, u, z, weight, g_factor, u_factor, offset, stride, padding, need_x, need_weight
     )
-    return grad_x if need_x else None, grad_weight if need_weight else None
+    grad_weight = grad_weight if need_weight else None
+    if need_x and norm is not None:
+        grad_z, sum_g, sum_gx = eager.norm_relu_backward(grad_x, z, x, norm.mean, norm.invstd)
+        return grad_z, grad_weight, sum_g, sum_gx
+    if need_x and residual is not None:
+        grad_x = grad_x + residual
+    return grad_x if need_x else None, grad_weight, None, None
+
+
+join = eager.join
+join_backward = eager.join_backward

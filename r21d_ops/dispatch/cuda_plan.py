@@ -38,13 +38,15 @@ def cuda_plan(problem: Problem, device: Device, force: str = "") -> dict[str, An
 
     ``refusal`` says why neither way can run, or is None; then there are ``spatial`` and
     ``temporal`` (the two convolutions) and ``fused`` with a ``refusal`` of its own, each with its
-    tile, grid, ``shared_bytes``, ``flops`` (padding included), ``bytes`` and ``seconds``; and
-    ``kernels``, the way that is estimated to be faster. Time is an estimate.
+    tile, grid, ``shared_bytes``, ``flops`` (padding included), ``bytes`` and ``seconds``;
+    ``kernels``, the way that is estimated to be faster; and ``training``, the six kernels of a
+    step, again with a ``refusal``. Time is an estimate.
 
     Args:
         problem: with plain integers.
         device: the GPU.
-        force: parts of the plan that are not free, such as ``"fused.mids=48 spatial.columns=64"``.
+        force: parts of the plan that are not free, such as ``"fused.mids=48 spatial.columns=64"``
+            or ``"spatial_weight.parts=4"``.
 
     Raises:
         RuntimeError: ``force`` names no part of a plan, or the problem has an empty output.
@@ -64,6 +66,16 @@ def cuda_plan(problem: Problem, device: Device, force: str = "") -> dict[str, An
     )
     plan: dict[str, Any] = json.loads(answer)
     return plan
+
+
+@functools.lru_cache(maxsize=4096)
+def training_seconds(problem: Problem, device: Device) -> float | None:
+    """Estimated seconds of a training step; None where it cannot run."""
+    plan = cuda_plan(problem, device)
+    if plan is None or plan["refusal"] is not None or plan["training"]["refusal"] is not None:
+        return None
+    seconds: float = plan["training"]["seconds"]
+    return seconds
 
 
 @functools.lru_cache(maxsize=4096)

@@ -167,23 +167,29 @@ _WAYS: dict[bool, dict[tuple[str, str], _Way]] = {
 
 
 class Planner(NamedTuple):
-    """How a backend's own library plans inference.
+    """How a backend's own library plans.
 
     Attributes:
         ways: the seconds of ``fused`` and ``two`` on a device, those that can run, and why not
             ``fused``, or nothing.
+        training: the seconds of a training step; None where it cannot run.
         most_live: output frames that one kernel sums at a time, at most.
         arithmetic: what it serves.
     """
 
     ways: Callable[[Problem, cuda_plan.Device], tuple[dict[str, float], str]]
+    training: Callable[[Problem, cuda_plan.Device], float | None]
     most_live: int
     arithmetic: tuple[str, ...]
 
 
 #: Backends that are estimated by their own library, not by ``_WAYS``. Where no kernels are named it
 #: decides by itself, with the GPU at hand, and ``fused`` it takes for "where one kernel can run".
-PLANNERS = {"cuda": Planner(cuda_plan.ways, cuda_plan.MOST_LIVE, ("bfloat16", "float16"))}
+PLANNERS = {
+    "cuda": Planner(
+        cuda_plan.ways, cuda_plan.training_seconds, cuda_plan.MOST_LIVE, ("bfloat16", "float16")
+    )
+}
 
 
 def estimates(
@@ -198,7 +204,12 @@ def estimates(
         return {}
     found: dict[tuple[str, str], float] = {}
     for backend, planner in PLANNERS.items():
-        if not training and arithmetic in planner.arithmetic:
+        if arithmetic not in planner.arithmetic:
+            continue
+        if training:
+            step = planner.training(problem, gpu.planned)
+            found |= {} if step is None else {(backend, ""): step}
+        else:
             planned, _ = planner.ways(problem, gpu.planned)
             found |= {(backend, kernels): seconds for kernels, seconds in planned.items()}
     cost = problem_cost(problem)

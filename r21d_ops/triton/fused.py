@@ -14,9 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from r21d_ops.problem import MOST_LIVE, Triple, live_frames, output_size
-from r21d_ops.shapes import like_ndhwc
+from r21d_ops.shapes import like_ndhwc, padded
 from r21d_ops.triton import launch
-from r21d_ops.triton.operators import padded
 from r21d_ops.triton.temporal import finish_output
 from r21d_ops.triton.tiles import (
     PLAIN,

@@ -15,20 +15,12 @@ from torch import Tensor
 
 from r21d_ops import dispatch
 from r21d_ops.problem import Triple, problem_of
-from r21d_ops.shapes import like_ndhwc, ndhwc, spatial_shape, temporal_shape
+from r21d_ops.shapes import like_ndhwc, ndhwc, padded, spatial_shape, temporal_shape
 
 NAMESPACE = "r21d_triton"
 
 #: Pixels of a tensor, elements of a clip with its channels rounded up and of a weight: 32 bits.
 MOST_INDEX = 2**31 - 2**16
-
-#: Intermediates have M rounded up to this, so that rows start at 16-byte addresses.
-CHANNEL_MULTIPLE = 16
-
-
-def padded(mid: int) -> int:
-    """Channels that u and g hold for M of them."""
-    return -(-mid // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
 
 
 def _triple(values: Sequence[int]) -> Triple:

@@ -12,10 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from r21d_ops.problem import Triple, output_size
-from r21d_ops.shapes import like_ndhwc
+from r21d_ops.shapes import like_ndhwc, padded
 from r21d_ops.triton import launch
 from r21d_ops.triton.launch import Tile
-from r21d_ops.triton.operators import padded
 from r21d_ops.triton.tiles import (
     FINISH,
     PART,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from r21d_ops.backends import backends, get_backend, trains
+from r21d_ops.backends import backends, get_backend
 from r21d_ops.dispatch import INFERENCE_VARIABLE
 from r21d_ops.problem import Problem
 
@@ -26,6 +26,17 @@ class Way:
 
     def __str__(self) -> str:
         return "-".join(filter(None, (self.backend, self.kernels, str(self.dtype)[6:])))
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How training is served: a backend and a dtype."""
+
+    backend: str
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.backend}-{str(self.dtype)[6:]}"
 
 
 def _probe(dtype: torch.dtype) -> Problem:
@@ -52,7 +63,7 @@ def _ways() -> Iterator[Way]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """``way``: every way of inference; ``first_way``: in the first dtype of each; ``cuda_way``:
-    the CUDA kernels'; ``trainer``: every backend that trains."""
+    the CUDA kernels'; ``trainer``: every backend with each dtype that it trains in."""
     ways = list(_ways())
     found = {
         "way": ways,
@@ -63,9 +74,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name in _WAYS & set(metafunc.fixturenames):
         metafunc.parametrize(name, found[name] or [pytest.param(None, marks=skip)], ids=str)
     if "trainer" in metafunc.fixturenames:
-        able = [name for name in _available() if trains(get_backend(name))]
-        names = [n for n in able if get_backend(n).can_run(_probe(torch.float32)) is None]
-        metafunc.parametrize("trainer", names)
+        able = [
+            Trainer(name, dtype)
+            for name in _available()
+            for dtype in _DTYPES
+            if get_backend(name).can_run(_probe(dtype)) is None
+        ]
+        metafunc.parametrize("trainer", able, ids=str)
 
 
 @pytest.fixture(autouse=True)
@@ -81,4 +96,4 @@ def _needs_cuda(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
         monkeypatch.setenv("R21D_BACKEND", way.backend)
         monkeypatch.setenv(INFERENCE_VARIABLE, way.kernels)
     if "trainer" in request.fixturenames:
-        monkeypatch.setenv("R21D_BACKEND", request.getfixturevalue("trainer"))
+        monkeypatch.setenv("R21D_BACKEND", request.getfixturevalue("trainer").backend)

@@ -1,4 +1,4 @@
-"""Training on a CUDA device, over every backend that trains (seconds on one GPU).
+"""Training on a CUDA device, over every backend and dtype (seconds on one GPU).
 
 Values are held to twice the error of stock PyTorch in the same dtype, against float64.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from accuracy import assert_accurate, assert_accurate_over_draws
+from gpu.conftest import Trainer
 from gpu.problems import CASES, SMALL, GpuCase
 from torch import Tensor, nn
 
@@ -21,12 +22,18 @@ import r21d_ops
 _MARGIN = 10.0
 
 
-def _module(case: GpuCase, margin: float = _MARGIN) -> r21d_ops.Conv2Plus1D:
+def _module(
+    case: GpuCase, dtype: torch.dtype = torch.float32, margin: float = _MARGIN
+) -> r21d_ops.Conv2Plus1D:
+    """Convolutions in ``dtype``, BatchNorm in float32."""
     c, m, o = case.channels
     conv = r21d_ops.Conv2Plus1D(c, o, m, case.stride, case.padding, kernel_size=case.kernel)
     with torch.no_grad():
         conv[1].bias += margin - 2 * margin * (torch.arange(m) % 2)
-    return conv.cuda()
+    conv.cuda()
+    conv[0].to(dtype)
+    conv[3].to(dtype)
+    return conv
 
 
 def _step(module: nn.Module, x: Tensor, upstream: Tensor) -> dict[str, Tensor]:
@@ -56,15 +63,16 @@ _ENOUGH, _MOST_DRAWS = 1000, 12
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
 @pytest.mark.parametrize("name", _STEP_RESULTS)
-def test_training_step(case: GpuCase, trainer: str, recompute: bool, name: str) -> None:
+def test_training_step(case: GpuCase, trainer: Trainer, recompute: bool, name: str) -> None:
     # Only what goes back through ReLU jumps at zero; elsewhere the margin's large values would
     # cost accuracy.
     margin = 0.0 if name in _WITHOUT_MARGIN else _MARGIN
 
     def once() -> tuple[Tensor, list[Tensor], Tensor]:
-        conv = _module(case, margin)
-        x = torch.randn(case.batch, case.channels[0], *case.size, device="cuda")
-        upstream = torch.randn(*case.out_shape, device="cuda")
+        conv = _module(case, trainer.dtype, margin)
+        shape = (case.batch, case.channels[0], *case.size)
+        x = torch.randn(*shape, device="cuda").to(trainer.dtype)
+        upstream = torch.randn(*case.out_shape, device="cuda").to(trainer.dtype)
         stock = nn.Sequential(*copy.deepcopy(list(conv.children())))
         exact = _step(copy.deepcopy(stock).double(), x.double(), upstream.double())
         last = copy.deepcopy(stock).to(memory_format=torch.channels_last_3d)
@@ -90,7 +98,9 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def test_autocast(trainer: str) -> None:
+def test_autocast(trainer: Trainer) -> None:
+    if trainer.dtype != torch.bfloat16:
+        pytest.skip("autocast chooses the dtype: once is enough")
     conv = _module(SMALL)
     x = torch.randn(SMALL.batch, SMALL.channels[0], *SMALL.size, device="cuda")
     stock = nn.Sequential(*copy.deepcopy(list(conv.children())))
@@ -109,10 +119,11 @@ def test_autocast(trainer: str) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_empty_batch(trainer: str, training: bool) -> None:
-    conv = _module(SMALL).train(training)
+def test_empty_batch(trainer: Trainer, training: bool) -> None:
+    conv = _module(SMALL, trainer.dtype).train(training)
     before = copy.deepcopy(dict(conv.named_buffers()))
-    x = torch.zeros(0, SMALL.channels[0], *SMALL.size, device="cuda", requires_grad=True)
+    x = torch.zeros(0, SMALL.channels[0], *SMALL.size, device="cuda", dtype=trainer.dtype)
+    x.requires_grad_()
     y = conv(x)
     assert tuple(y.shape) == (0, *SMALL.out_shape[1:])
     y.sum().backward()
@@ -121,12 +132,11 @@ def test_empty_batch(trainer: str, training: bool) -> None:
         assert torch.equal(getattr(conv[1], name), before[f"1.{name}"])
 
 
-def test_cuda_graph_of_a_training_step(trainer: str) -> None:
-    conv = _module(SMALL)
-    first, second = (
-        torch.randn(SMALL.batch, SMALL.channels[0], *SMALL.size, device="cuda") for _ in range(2)
-    )
-    upstream = torch.randn(*SMALL.out_shape, device="cuda")
+def test_cuda_graph_of_a_training_step(trainer: Trainer) -> None:
+    conv = _module(SMALL, trainer.dtype)
+    shape = (SMALL.batch, SMALL.channels[0], *SMALL.size)
+    first, second = (torch.randn(*shape, device="cuda").to(trainer.dtype) for _ in range(2))
+    upstream = torch.randn(*SMALL.out_shape, device="cuda").to(trainer.dtype)
     static = first.clone()
 
     def step() -> dict[str, Tensor]:

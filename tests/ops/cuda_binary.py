@@ -35,9 +35,18 @@ _TILES = """
 #include "cuda/config.h"
 using namespace r21d::cuda;
 int main() {
-#define CONV(w, c) { using T = ConvTile<w, c>; std::printf( \\
-  "conv %d, %d|%d %d %d\\n", w, c, T::kThreads, T::kRegisters, T::kSharedBytes); }
+#define CONV_OF(w, c, k) { using T = ConvTile<w, c, k>; std::printf( \\
+  "conv %d, %d, %d|%d %d %d\\n", w, c, k, T::kThreads, T::kRegisters, T::kSharedBytes); }
+#define CONV(w, c) CONV_OF(w, c, kInfer)
   R21D_CONV_TILES(CONV)
+#define TRAINING(w, c) CONV_OF(w, c, kForward) CONV_OF(w, c, kNormForward) \\
+  CONV_OF(w, c, kGradient) CONV_OF(w, c, kNormGradient)
+  R21D_TRAINING_TILES(TRAINING)
+#define WEIGHT_OF(w, c, k) { using T = WeightTile<w, c, k>; std::printf( \\
+  "weight_gradient %d, %d, %d|%d %d %d\\n", w, c, k, T::kThreads, T::kRegisters, T::kSharedBytes); }
+#define WEIGHT(w, c) WEIGHT_OF(w, c, kNormColumns) WEIGHT_OF(w, c, kNormRows) \\
+  WEIGHT_OF(w, c, kNormBoth)
+  R21D_WEIGHT_TILES(WEIGHT)
 #define FUSED(w, m, l) { using T = FusedTile<w, m, l>; std::printf( \\
   "fused %d, %d, %d|%d %d %d\\n", w, m, l, T::kThreads, T::kRegisters, T::kFixedBytes); }
   R21D_FUSED_TILES(FUSED)
@@ -98,7 +107,7 @@ def short_name(mangled: str) -> str:
 
 @functools.cache
 def tiles() -> dict[str, Tile]:
-    """Every conv and fused kernel that ``csrc/cuda/config.h`` asks for, by :func:`short_name`."""
+    """Every kernel with a tile that ``csrc/cuda/config.h`` asks for, by :func:`short_name`."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "clang++"))))
     with tempfile.TemporaryDirectory() as folder:
         source, program = Path(folder) / "tiles.cpp", Path(folder) / "tiles"

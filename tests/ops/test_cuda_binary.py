@@ -17,7 +17,7 @@ import pytest
 from ops import cuda_binary
 from ops.cuda_binary import ARCHES, LIBRARY, Resources
 
-_MOST_KERNELS = 60
+_MOST_KERNELS = 119
 #: Registers of a multiprocessor, all of which one block may take; they come to a warp in units.
 _ALL_REGISTERS, _REGISTER_UNIT = 65536, 8
 
@@ -65,7 +65,9 @@ def test_ptx_for_later_gpus(toolkit: str) -> None:
 def test_kernels_are_those_of_the_tables_and_few(code: Code) -> None:
     assert len(code.resources) <= _MOST_KERNELS
     assert code.resources.keys() == code.instructions.keys()
-    tiled = {name for name in code.resources if name.startswith(("conv<", "fused<"))}
+    tiled = {
+        name for name in code.resources if name.startswith(("conv<", "fused<", "weight_gradient<"))
+    }
     assert tiled == set(cuda_binary.tiles())
 
 
@@ -91,12 +93,15 @@ def test_instructions(code: Code) -> None:
     """Tensor cores, matrices by ldmatrix, and 16 bytes at a time to and from global memory."""
     for name in cuda_binary.tiles():
         ours = code.instructions[name]
+        sums_weights = name.startswith("weight_gradient<")
         (wanted,) = (i for dtype, i in _TENSOR_CORES.items() if f"<{dtype}," in name)
         assert {i for i in ours if re.match(r"\w*MMA", i)} == {wanted}, name
-        assert ours["LDSM.16.M88.4"] > 0, name
+        assert ours["LDSM.16.MT88.4" if sums_weights else "LDSM.16.M88.4"] > 0, name
         copies = [i.split(".") for i in ours if i.startswith("LDGSTS")]
         assert copies and all({"BYPASS", "128"} < set(parts) for parts in copies), name
-        assert ours["STG.E.128"] > 0 and ours["LDG.E.128.CONSTANT"] > 0, name
+        # A weight's gradient is small beside what it is summed over.
+        assert sums_weights or ours["STG.E.128"] > 0, name
+        assert ours["LDG.E.128.CONSTANT"] > 0, name
 
 
 @pytest.mark.parametrize("arch", ARCHES)

@@ -82,6 +82,49 @@ def _check(problem: Problem, device: Device, plan: dict[str, Any]) -> None:
         _check_fused(problem, device, plan)
     else:
         assert plan["fused_seconds"] is None and plan["kernels"] == "two"
+    _check_training(problem, device, plan)
+
+
+def _check_training(problem: Problem, device: Device, plan: dict[str, Any]) -> None:
+    n, c, m, o = problem[2:6]
+    (t, h, w), (_, ho, wo), (to, _, _) = problem.size, problem.mid_size, problem.out_size
+    (kt, kh, kw), (st, sh, sw) = problem.kernel, problem.stride
+    training, cost = plan["training"], problem_cost(problem)
+    assert training["refusal"] is None
+    names = {"spatial_forward", "temporal_forward", "temporal_gradient", "spatial_gradient",
+             "temporal_weight", "spatial_weight"}  # fmt: skip
+    assert training.keys() == {"refusal", "seconds", *names}
+    rows, cols, frames = min(sh, h), min(sw, w), min(st, t)
+    for name, phases, pixels, columns in (
+        ("spatial_forward", 1, n * t * ho * wo, plan["mid_pitch"]),
+        ("temporal_forward", 1, n * to * ho * wo, o),
+        ("temporal_gradient", frames, n * math.ceil(t / frames) * ho * wo, plan["mid_pitch"]),
+        ("spatial_gradient", rows * cols, n * t * math.ceil(h / rows) * math.ceil(w / cols), c),
+    ):
+        conv = training[name]
+        assert [conv["pixel_warps"], conv["columns"]] in plan["tiles"]["training"]
+        assert conv["phases"] == phases and conv["grid_z"] == phases * conv["parts"] <= 65535
+        assert conv["grid_x"] == math.ceil(pixels / conv["pixels"])
+        assert conv["grid_y"] == math.ceil(columns / conv["columns"]) <= 65535
+        _check_block(conv, device, conv["grid_x"] * conv["grid_y"] * conv["grid_z"])
+    for name, sums, outputs, columns in (
+        ("temporal_weight", n * to * ho * wo, o, kt * plan["mid_pitch"]),
+        ("spatial_weight", n * t * ho * wo, m, kh * kw * plan["channels"]),
+    ):
+        weight = training[name]
+        assert [weight["pixel_warps"], weight["columns"]] in plan["tiles"]["weight"]
+        assert weight["grid_x"] == math.ceil(columns / weight["columns"])
+        assert weight["grid_y"] == math.ceil(outputs / weight["rows"]) <= 65535
+        assert weight["grid_z"] == weight["parts"] <= 65535
+        # All pixels, and none of the parts empty.
+        assert (weight["parts"] - 1) * weight["part_pixels"] <= max(0, sums - 1)
+        assert weight["parts"] * weight["part_pixels"] >= sums
+        _check_block(weight, device, weight["grid_x"] * weight["grid_y"] * weight["grid_z"])
+    # The gradients at inputs make nothing for outputs that see padding alone.
+    for name in names - {"temporal_gradient", "spatial_gradient"}:
+        whole = cost.spatial_flops if name.startswith("spatial") else cost.temporal_flops
+        assert training[name]["flops"] >= whole * 0.999, name
+    assert training["seconds"] == pytest.approx(sum(training[name]["seconds"] for name in names))
 
 
 def _held(fused: dict[str, Any]) -> int:
@@ -335,7 +378,9 @@ def test_the_backend_refuses_what_the_library_refuses(
     if min(padded) < 0:
         return
     problem = Problem("cuda", torch.float16, n, c, m, o, (t, h, w), kernel, stride, padding)
-    assert (cuda.can_run(problem) is None) == (_plan(problem)["refusal"] is None)
+    plan = _plan(problem)
+    refused = plan["refusal"] or plan["training"]["refusal"]
+    assert (cuda.can_run(problem) is None) == (refused is None)
 
 
 def test_the_limit_is_where_it_is_said_to_be() -> None:

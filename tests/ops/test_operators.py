@@ -15,8 +15,8 @@ from torch import Tensor
 import r21d_ops
 from r21d_ops import native
 from r21d_ops.backends import triton as backend
+from r21d_ops.shapes import padded
 from r21d_ops.triton import INTERPRETED
-from r21d_ops.triton.operators import padded
 
 _NATIVE = pytest.mark.skipif(native.load_error is not None, reason=str(native.load_error))
 _CASES = [case_named(n) for n in ("primes", "mixed", "frames-in-padding")]
@@ -66,6 +66,28 @@ def _triton_temporal(case: Case, dtype: torch.dtype) -> list[object]:
     return [_padded(case, dtype), *rest]
 
 
+def _y(case: Case, dtype: torch.dtype) -> Tensor:
+    return _ndhwc(torch.randn(case.n, case.o, *case.out_size).to(dtype))
+
+
+def _train_spatial(case: Case, dtype: torch.dtype, normed: bool) -> list[object]:
+    return [*_spatial(case, dtype), *(_vectors(2, case.c) if normed else (None, None))]
+
+
+def _train_temporal_backward(case: Case, dtype: torch.dtype, normed: bool) -> list[object]:
+    arguments = _triton_temporal_backward(case, dtype, normed)
+    of_y = [_y(case, dtype), *_vectors(3, case.o)] if normed else [None] * 4
+    return [*arguments, *of_y]
+
+
+def _train_spatial_backward(case: Case, dtype: torch.dtype, way: str) -> list[object]:
+    needs = (way != "weight", way != "x")
+    arguments = _triton_spatial_backward(case, dtype, way == "weight", *needs)
+    of_x = _vectors(4, case.c) if way == "norm" else [None] * 4
+    residual = torch.randn_like(arguments[2]) if way == "x" else None  # type: ignore[call-overload]
+    return [*arguments, *of_x, residual]
+
+
 def _triton_temporal_backward(case: Case, dtype: torch.dtype, need: bool) -> list[object]:
     weight = make_operands(case, torch.default_generator, dtype).temporal_weight
     grad = _ndhwc(torch.randn(case.n, case.o, *case.out_size).to(dtype))
@@ -91,6 +113,22 @@ _ARGUMENTS: dict[str, list[Make]] = {
     ],
     "r21d::spatial_forward": [_spatial, lambda c, d: _spatial(c, d, False)],
     "r21d::temporal_forward": [_temporal],
+    "r21d::train_spatial": [
+        lambda c, d: _train_spatial(c, d, False),
+        lambda c, d: _train_spatial(c, d, True),
+    ],
+    "r21d::train_temporal": [lambda c, d: [*_triton_temporal(c, d), True]],
+    "r21d::train_temporal_backward": [
+        lambda c, d: _train_temporal_backward(c, d, False),
+        lambda c, d: _train_temporal_backward(c, d, True),
+    ],
+    "r21d::train_spatial_backward": [
+        lambda c, d: _train_spatial_backward(c, d, "norm"),
+        lambda c, d: _train_spatial_backward(c, d, "x"),
+        lambda c, d: _train_spatial_backward(c, d, "weight"),
+    ],
+    "r21d::join": [lambda c, d: [_y(c, d), *_vectors(2, c.o), _y(c, d)]],
+    "r21d::join_backward": [lambda c, d: [_y(c, d), _y(c, d), _y(c, d), *_vectors(2, c.o)]],
     "r21d::norm_relu": [lambda c, d: [_u(c, d), *_vectors(2, c.m)]],
     "r21d::norm_relu_backward": [lambda c, d: [_u(c, d), _u(c, d), *_vectors(4, c.m)]],
     "r21d::norm_backward": [
@@ -116,7 +154,13 @@ _ARGUMENTS: dict[str, list[Make]] = {
 _WITHOUT_TENSORS = {f"r21d::{n}" for n in ("build_info", "cpu_isas", "cuda_info", "cuda_plan")}
 #: For tests on hardware alone, and never part of a graph.
 _OF_TESTS = {"r21d::cuda_probe"}
-_NATIVE_OPERATORS = [name for name in _ARGUMENTS if name.startswith("r21d::")]
+#: Of CUDA devices alone; here simulated, in 16 bits.
+_SIMULATED_OPERATORS = [
+    name for name in _ARGUMENTS if name.startswith(("r21d::train_", "r21d::join"))
+]
+_NATIVE_OPERATORS = [
+    name for name in _ARGUMENTS if name.startswith("r21d::") and name not in _SIMULATED_OPERATORS
+]
 _TRITON_OPERATORS = [name for name in _ARGUMENTS if name.startswith("r21d_triton::")]
 _INTERPRETER = pytest.mark.skipif(
     not INTERPRETED or backend.unavailable() is not None,
@@ -144,6 +188,14 @@ def test_every_operator_with_tensors_has_a_case() -> None:
 def test_opcheck(operator: str, dtype: torch.dtype, case: Case) -> None:
     for make in _ARGUMENTS[operator]:
         torch.library.opcheck(_overload(operator), tuple(make(case, dtype)))
+
+
+@_NATIVE
+@pytest.mark.parametrize("operator", _SIMULATED_OPERATORS)
+def test_opcheck_of_the_cuda_operators(operator: str) -> None:
+    for case in (_TINY, case_named("primes", n=0)):
+        for make in _ARGUMENTS[operator]:
+            torch.library.opcheck(_overload(operator), tuple(make(case, torch.bfloat16)))
 
 
 @_INTERPRETER

@@ -88,9 +88,13 @@ _TRAINED_INTERPRETED = (
     "frames-in-padding",
 )  # fmt: skip
 
+#: The simulated CUDA kernels train in one way, whatever runs inference.
+_simulated = functools.partial(pytest.mark.simulated, backend=["cuda-two"])
+
 
 @pytest.mark.every_isa
 @pytest.mark.interpreted(case=_TRAINED_INTERPRETED, dtype=[torch.float32])
+@_simulated()
 @pytest.mark.parametrize("case", _TRAINED, ids=str)
 def test_batch_statistics(case: Case, backend: Backend, dtype: torch.dtype, seed: int) -> None:
     if dtype not in _LOW:
@@ -99,6 +103,7 @@ def test_batch_statistics(case: Case, backend: Backend, dtype: torch.dtype, seed
 
 
 @pytest.mark.interpreted(dtype=[torch.float32])
+@_simulated()
 @pytest.mark.parametrize("case", FEW_CASES, ids=str)
 def test_frozen_statistics(case: Case, backend: Backend, dtype: torch.dtype, seed: int) -> None:
     if dtype not in _LOW:
@@ -112,6 +117,7 @@ def test_epilogue_with_gradients(training: bool, backend: Backend, seed: int) ->
 
 
 @pytest.mark.interpreted(case=["primes"], dtype=[torch.float16])
+@_simulated()
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("case", FEW_CASES, ids=str)
 def test_recompute_changes_nothing(
@@ -179,6 +185,7 @@ def test_any_strided_gradient(layout: str, backend: Backend, generator: torch.Ge
         assert torch.equal(given[name], value), name
 
 
+@_simulated()
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("recompute", [True, False])
 def test_empty_batch(
@@ -229,6 +236,7 @@ def test_without_running_statistics(backend: Backend, generator: torch.Generator
 
 @pytest.mark.every_isa
 @pytest.mark.interpreted(case=["primes"], dtype=[torch.float16])
+@_simulated()
 @pytest.mark.parametrize("case", FEW_CASES, ids=str)
 def test_same_gradients_twice_and_with_one_thread(
     case: Case, backend: Backend, dtype: torch.dtype, generator: torch.Generator

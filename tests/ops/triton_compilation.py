@@ -30,7 +30,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from r21d.models.layers import LAYERS
-from r21d_ops.shapes import like_ndhwc
+from r21d_ops.shapes import like_ndhwc, padded
 from r21d_ops.triton import (
     fused,
     launch,
@@ -42,7 +42,6 @@ from r21d_ops.triton import (
     temporal_wgrad,
     tuning,
 )
-from r21d_ops.triton.operators import padded
 
 #: Those of the table of layers in the design: clips a batch, frames a clip.
 _BATCH, _FRAMES = 32, 16

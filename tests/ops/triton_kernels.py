@@ -15,6 +15,7 @@ from accuracy import Draw, assert_accurate_over_draws
 from ops.problems import Case, make_operands
 from torch import Tensor
 
+from r21d_ops.shapes import padded
 from r21d_ops.triton import (
     fused,
     spatial,
@@ -24,7 +25,6 @@ from r21d_ops.triton import (
     temporal_dgrad,
     temporal_wgrad,
 )
-from r21d_ops.triton.operators import padded
 
 Tensors = dict[str, Tensor]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 
+from simt import training as _registered  # noqa: F401 - the training operators on the CPU
 from simt.library import simulator
 from simt.random_problems import CONV_TILES, FUSED_TILES
 from simt.simulated import Setting, run
@@ -17,8 +18,15 @@ from r21d_ops.shapes import like_ndhwc, spatial_shape, temporal_shape
 
 NAME = cuda.NAME
 DEVICES: tuple[str, ...] | None = ("cpu",)
-TRAINS = cuda.TRAINS
 KERNELS = cuda.KERNELS
+
+#: Training is the real backend's own code over operators that simt/training.py simulates.
+spatial_forward = cuda.spatial_forward
+temporal_forward = cuda.temporal_forward
+temporal_backward = cuda.temporal_backward
+spatial_backward = cuda.spatial_backward
+join = cuda.join
+join_backward = cuda.join_backward
 
 
 def unavailable() -> str | None:

@@ -15,6 +15,10 @@ FUSED_TILES = tuple(itertools.product((4, 2), (144, 48), (3, 2, 1)))
 #: (pixel warps, columns).
 CONV_TILES = ((4, 144), (4, 128), (4, 96), (4, 64), (4, 48), (2, 64))
 
+#: (pixel warps, columns) of training's convolutions; (row warps, columns) of its weight gradients.
+TRAINING_TILES = ((4, 144), (4, 128), (4, 64), (2, 64))
+WEIGHT_TILES = ((4, 128), (2, 64))
+
 DTYPES = ("bfloat16", "float16")
 
 #: Temporal kernels and strides by how many output frames see one frame.

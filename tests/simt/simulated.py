@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -36,15 +36,19 @@ class Setting:
     shared: int = SHARED_CLASSES[0]
 
 
-def _halves(tensor: Tensor) -> Halves:
+def halves(tensor: Tensor) -> Halves:
     """The bits of a 16-bit tensor, with its strides."""
     bits: Halves = tensor.view(torch.int16).numpy().view(np.uint16)
     return bits
 
 
-def _rows(tensor: Tensor | None) -> Halves | None:
+@overload
+def rows(tensor: Tensor) -> Halves: ...
+@overload
+def rows(tensor: None) -> None: ...
+def rows(tensor: Tensor | None) -> Halves | None:
     """(N, C, T, H, W) as contiguous (N, T, H, W, C)."""
-    return None if tensor is None else _halves(tensor.permute(0, 2, 3, 4, 1).contiguous())
+    return None if tensor is None else halves(tensor.permute(0, 2, 3, 4, 1).contiguous())
 
 
 def run(
@@ -75,13 +79,13 @@ def run(
         for name, value in (("out_scale", out_scale), ("out_shift", out_shift))
     }
     y, ran = library.conv2plus1d(
-        _rows(x),
-        _halves(spatial_weight),
-        _halves(temporal_weight),
+        rows(x),
+        halves(spatial_weight),
+        halves(temporal_weight),
         scale.numpy(),
         shift.numpy(),
         **vectors,
-        residual=_rows(residual),
+        residual=rows(residual),
         relu=relu,
         stride=list(stride),
         padding=list(padding),

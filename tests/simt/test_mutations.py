@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import functools
 import json
+import random
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ import torch
 from ops.problems import Case, Operands, make_operands, with_epilogue
 from simt.library import simulator
 from simt.simulated import Setting, simulate
+from simt.training import tiles_of
+from simt.training_steps import Inputs, run_step
 from torch import Tensor
 
 _ROOT = Path(__file__).parents[2]
@@ -66,6 +71,18 @@ _PROBLEMS: dict[str, list[tuple[Case, Setting]]] = {
     ],
 }
 
+#: Case, choice of tiles, parts of the sums: training steps.
+_STEPS: list[tuple[Case, int, int]] = [
+    (replace(_FIVE, size=(3, 5, 9)), 3, 1),
+    (_NARROW, 3, 2),
+    (Case("padded", n=2, c=12, m=20, o=9, size=(3, 4, 5), stride=(2, 2, 1), padding=(2, 1, 2)), 2,
+     3),
+    (Case("pointwise", n=1, c=9, m=72, o=65, size=(2, 8, 9), kernel=(1, 1, 1), padding=(0, 0, 0)),
+     3, 1),
+    (Case("entries", n=1, c=8, m=33, o=8, size=(1, 1, 64 * 128 + 33), kernel=(1, 1, 1),
+          padding=(0, 0, 0)), 3, 1),
+]  # fmt: skip
+
 
 def _special(operands: Operands, generator: torch.Generator) -> Operands:
     """The same with infinities in x that ReLU takes away, so that infinity times zero shows.
@@ -88,45 +105,91 @@ def _operands(case: Case, special: bool) -> Operands:
     return _special(operands, generator) if special else operands
 
 
+#: A problem's name, and what the kernels make of it with some options of the simulator.
+_Run = tuple[str, Callable[..., Tensor]]
+
+
+def _inference_runs(kernels: str) -> list[_Run]:
+    def bits(case: Case, setting: Setting, special: bool, **options: Any) -> Tensor:
+        y, _ = simulate(_operands(case, special), setting, **options)
+        return y.view(torch.int16)
+
+    return [
+        (case.name + (", with infinities" if special else ""),
+         functools.partial(bits, case, setting, special))
+        for case, setting in _PROBLEMS[kernels]
+        for special in (False, True)
+    ]  # fmt: skip
+
+
+def _training_bits(case: Case, index: int, parts: int, special: bool, **options: Any) -> Tensor:
+    """Everything that a step's operators return."""
+    generator = torch.Generator().manual_seed(len(case.name))
+    inputs = Inputs(case, random.Random(index), generator, torch.bfloat16)
+    if special:
+        # What lies beyond M must not become zero times infinity.
+        inputs.x[0, 0, 0, 0, 0] = torch.inf
+        inputs.grad[0, 0, 0, 0, 0] = torch.inf
+    found = run_step(inputs, tiles_of(index, parts), **options)
+    return torch.cat([
+        (value if value.dtype == torch.float32 else value.float()).flatten().view(torch.int32)
+        for value in found.values()
+    ])  # fmt: skip
+
+
+def _training_runs() -> list[_Run]:
+    return [
+        (f"{case.name} in {parts}{', with infinities' if special else ''}",
+         functools.partial(_training_bits, case, index, parts, special))
+        for case, index, parts in _STEPS
+        for special in (False, True)
+    ]  # fmt: skip
+
+
 class Runs:
     """Problems, with what unperturbed kernels make of them."""
 
     def __init__(self, kernels: tuple[str, ...], files: tuple[str, ...]) -> None:
-        chosen = [problem for name in kernels for problem in _PROBLEMS[name]]
-        self._problems = [(c, s, special) for c, s in chosen for special in (False, True)]
-        self._expected = [self._bits(c, s, special) for c, s, special in self._problems]
+        self._runs = [run for name in kernels for run in _RUNS[name]()]
+        self._expected = [run() for _, run in self._runs]
         self.sites: dict[str, list[str]] = {
             row["id"]: row["perturbations"]
             for row in simulator().sites()
             if row["perturbations"] and row["id"].split(":")[0] in files
         }
 
-    @staticmethod
-    def _bits(case: Case, setting: Setting, special: bool, **options: Any) -> Tensor:
-        y, _ = simulate(_operands(case, special), setting, **options)
-        return y.view(torch.int16)
-
     def outcome(self, site: str, perturbation: str) -> str:
         """What happens to the first problem that notices, or ``survived``."""
-        for (case, setting, special), expected in zip(self._problems, self._expected, strict=True):
+        for (name, run), expected in zip(self._runs, self._expected, strict=True):
             for mode in ("late", "early"):
-                what = f"{case.name}{', with infinities' if special else ''}, {mode}"
-                mutate = (site, perturbation)
                 try:
-                    bits = self._bits(case, setting, special, mode=mode, mutate=mutate)
+                    bits = run(mode=mode, mutate=(site, perturbation))
                 except simulator().Fault as fault:
-                    return f"{fault.kind} ({what})"
+                    return f"{fault.kind} ({name}, {mode})"
                 different = int((bits != expected).sum())
                 if different:
-                    return f"{different} values differ ({what})"
+                    return f"{different} values differ ({name}, {mode})"
         return "survived"
 
+
+_RUNS: dict[str, Callable[[], list[_Run]]] = {
+    "fused": functools.partial(_inference_runs, "fused"),
+    "two": functools.partial(_inference_runs, "two"),
+    "training": _training_runs,
+}
 
 #: By the kernels' files: which problems reach their sites.
 _GROUPS = {
     "fused": (("fused",), ("cuda/fused.cuh", "cuda/band.cuh")),
-    "others": (("two", "fused"), ("cuda/conv.cuh", "cuda/pack.cuh", "cuda/tile.cuh")),
-}
+    "others": (
+        ("two", "fused", "training"), ("cuda/conv.cuh", "cuda/pack.cuh", "cuda/tile.cuh"),
+    ),
+    "training": (
+        ("training",),
+        ("cuda/channel_sums.cuh", "cuda/join.cuh", "cuda/merge.cuh", "cuda/prologue.cuh",
+         "cuda/weight_gradient.cuh"),
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("group", list(_GROUPS))
@@ -149,8 +212,9 @@ def test_no_perturbation_survives(group: str) -> None:
 def test_every_site_is_reached() -> None:
     """No site of the sources is missed by the problems, and none hides in a file of no group."""
     for kernels, _ in _GROUPS.values():
-        for case, setting in (problem for name in kernels for problem in _PROBLEMS[name]):
-            simulate(_operands(case, False), setting)
+        for name in kernels:
+            for _, run in _RUNS[name]():
+                run()
     reached = {row["id"].split(":")[0] + " " + row["name"] for row in simulator().sites()}
     named = {file for _, files in _GROUPS.values() for file in files}
     written = set()
