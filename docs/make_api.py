@@ -30,6 +30,7 @@ _MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("r21d_ops.backends", ("BackendStatus",)),
     ("r21d_ops.fuse", ("FuseRow",)),
     ("r21d_ops.modules", ("FusedSequential", "conv_norm_act")),
+    ("r21d_ops.basic_block", ("run_block",)),
     ("r21d_ops.reference", ("conv2plus1d_reference",)),
     ("r21d", ()),
     ("r21d.models", ()),

@@ -51,6 +51,53 @@ def merge_across(group: dist.ProcessGroup, local: Statistics) -> Statistics:
     return Statistics(mean, m2, count)
 
 
+class Normalization(NamedTuple):
+    """What a BatchNorm does to a tensor: its statistics as they are used, (C,) each, and the values
+    a channel and the unbiased variance that they were made of; empty with frozen statistics."""
+
+    mean: Tensor
+    invstd: Tensor
+    values: Tensor
+    unbiased: Tensor
+
+
+def normalization(
+    found: tuple[Tensor, Tensor, Tensor],
+    frozen_mean: Tensor | None,
+    frozen_var: Tensor | None,
+    eps: float,
+    group: dist.ProcessGroup | None,
+) -> Normalization:
+    """The BatchNorm of a convolution's output.
+
+    Args:
+        found: the output, its mean and sum of squared deviations, as the operators return them.
+        frozen_mean, frozen_var: used in their place where they are not None.
+        eps: added to the variance.
+        group: processes that share their statistics, or None.
+    """
+    out, mean, m2 = found
+    wide = statistics_dtype(out.dtype)
+    if frozen_mean is not None and frozen_var is not None:
+        # Kernels read the mean in backward; the caller's may be any view.
+        mean, variance = frozen_mean.to(wide).contiguous(), frozen_var.to(wide)
+        values, unbiased = out.new_empty(0, dtype=wide), out.new_empty(0, dtype=wide)
+    else:
+        values = torch.full((), out.numel() // out.shape[1], dtype=wide, device=out.device)
+        if group is not None:
+            mean, m2, values = merge_across(group, Statistics(mean, m2, values))
+        variance = m2 / values
+        unbiased = m2 / (values - 1)
+    return Normalization(mean, torch.rsqrt(variance + eps), values, unbiased)
+
+
+def told(norm: Normalization) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, unbiased variance and values a channel, for the running statistics."""
+    # Copies: with frozen statistics the mean would be an input of the Function itself, and what is
+    # saved must not be an output that the caller may change.
+    return norm.mean.detach().clone(), norm.unbiased, norm.values.detach().clone()
+
+
 class _RefuseDoubleBackward(Function):
     """Identity on a gradient, hung on the inputs it depends on; its own backward raises."""
 
@@ -67,7 +114,17 @@ class _RefuseDoubleBackward(Function):
         )
 
 
-def _vectors(
+def refuse_double_backward(
+    grads: list[Tensor | None], inputs: tuple[Tensor | None, ...]
+) -> list[Tensor | None]:
+    """``grads``; where a graph of them is made, hung on the ``inputs`` that they depend on."""
+    if not torch.is_grad_enabled():
+        return grads
+    hung_on = [t for t in inputs if t is not None and t.requires_grad]
+    return [g if g is None else _RefuseDoubleBackward.apply(g, *hung_on) for g in grads]
+
+
+def norm_vectors(
     mean: Tensor, invstd: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """scale, shift such that bn(u) = u·scale + shift."""
@@ -89,7 +146,7 @@ def fold_norm(
     """BatchNorm with frozen statistics as scale and shift per channel, for tensors of ``dtype``."""
     wide = statistics_dtype(dtype)
     invstd = torch.rsqrt(running_var.to(wide) + eps)
-    return _vectors(running_mean.to(wide), invstd, bn_weight, bn_bias)
+    return norm_vectors(running_mean.to(wide), invstd, bn_weight, bn_bias)
 
 
 class Conv2Plus1DFunction(Function):
@@ -114,23 +171,10 @@ class Conv2Plus1DFunction(Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ops = get_backend(backend)
         batch_statistics = frozen_mean is None or frozen_var is None
-        u, mean, m2 = ops.spatial_forward(x, spatial_weight, stride, padding, batch_statistics)
-        wide = statistics_dtype(x.dtype)
-        if batch_statistics:
-            count = torch.full((), u.numel() // u.shape[1], dtype=wide, device=u.device)
-            statistics = Statistics(mean, m2, count)
-            if group is not None:
-                statistics = merge_across(group, statistics)
-            mean, m2, count = statistics
-            variance = m2 / count
-            unbiased = m2 / (count - 1)
-        else:
-            assert frozen_mean is not None and frozen_var is not None
-            # Kernels read the mean in backward; the caller's may be any view.
-            mean, variance = frozen_mean.to(wide).contiguous(), frozen_var.to(wide)
-            count, unbiased = u.new_empty(0, dtype=wide), u.new_empty(0, dtype=wide)
-        invstd = torch.rsqrt(variance + eps)
-        scale, shift = _vectors(mean, invstd, bn_weight, bn_bias)
+        found = ops.spatial_forward(x, spatial_weight, stride, padding, batch_statistics)
+        norm = normalization(found, frozen_mean, frozen_var, eps, group)
+        u = found[0]
+        scale, shift = norm_vectors(norm.mean, norm.invstd, bn_weight, bn_bias)
         y, _, _ = ops.temporal_forward(u, scale, shift, temporal_weight, stride, padding)
 
         ctx.save_for_backward(
@@ -140,18 +184,14 @@ class Conv2Plus1DFunction(Function):
             bn_weight,
             bn_bias,
             None if recompute else u,
-            mean,
-            invstd,
-            count,
+            *norm[:3],
         )
         ctx.stride, ctx.padding, ctx.backend, ctx.group = stride, padding, backend, group
         ctx.batch_statistics = batch_statistics
-        # Copies: with frozen statistics the mean would be an input of the Function itself, and what
-        # is saved must not be an output that the caller may change.
-        mean, count = mean.detach().clone(), count.detach().clone()
-        ctx.mark_non_differentiable(mean, unbiased, count)
+        statistics = told(norm)
+        ctx.mark_non_differentiable(*statistics)
         ctx.set_materialize_grads(False)
-        return y, mean, unbiased, count
+        return y, *statistics
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
@@ -160,9 +200,7 @@ class Conv2Plus1DFunction(Function):
         saved = ctx.saved_tensors  # read once: checkpointing unpacks each tensor a single time
         with torch.no_grad():
             grads = _backward(ctx, saved, grad)
-        if torch.is_grad_enabled():
-            hung_on = [t for t in (*saved[:5], grad) if t is not None and t.requires_grad]
-            grads = [g if g is None else _RefuseDoubleBackward.apply(g, *hung_on) for g in grads]
+        grads = refuse_double_backward(grads, (*saved[:5], grad))
         return (*grads, *(None,) * 8)
 
 
@@ -173,7 +211,7 @@ def _backward(ctx: Any, saved: tuple[Any, ...], grad: Tensor) -> list[Tensor | N
     ops = get_backend(ctx.backend)
     if u is None:
         u, _, _ = ops.spatial_forward(x, spatial_weight, ctx.stride, ctx.padding, False)
-    scale, shift = _vectors(mean, invstd, bn_weight, bn_bias)
+    scale, shift = norm_vectors(mean, invstd, bn_weight, bn_bias)
     g, grad_temporal, sum_g, sum_gx = ops.temporal_backward(
         grad,
         u,
@@ -190,7 +228,9 @@ def _backward(ctx: Any, saved: tuple[Any, ...], grad: Tensor) -> list[Tensor | N
     grad_shift = sum_g.to(bn_bias.dtype) if need_shift else None
     grad_x = grad_spatial = None
     # Every process of a SyncBN group must take part in the exchange, whatever it needs itself.
-    u_factor, offset = _norm_backward_vectors(ctx, scale, mean, invstd, count, sum_g, sum_gx)
+    u_factor, offset = norm_backward_vectors(
+        ctx.batch_statistics, ctx.group, scale, mean, invstd, count, sum_g, sum_gx
+    )
     if need_x or need_spatial:
         grad_x, grad_spatial, _, _ = ops.spatial_backward(
             g,
@@ -208,8 +248,9 @@ def _backward(ctx: Any, saved: tuple[Any, ...], grad: Tensor) -> list[Tensor | N
     return [grad_x, grad_spatial, grad_temporal, grad_scale, grad_shift]
 
 
-def _norm_backward_vectors(
-    ctx: Any,
+def norm_backward_vectors(
+    batch_statistics: bool,
+    group: dist.ProcessGroup | None,
     scale: Tensor,
     mean: Tensor,
     invstd: Tensor,
@@ -222,11 +263,11 @@ def _norm_backward_vectors(
     Across a SyncBN group the sums are reduced here, while the gradients of BatchNorm's own
     parameters stay local: DistributedDataParallel reduces those.
     """
-    if not ctx.batch_statistics:
+    if not batch_statistics:
         return None, None
-    if ctx.group is not None:
+    if group is not None:
         sums = torch.cat([sum_g, sum_gx])
-        dist.all_reduce(sums, group=ctx.group)
+        dist.all_reduce(sums, group=group)
         sum_g, sum_gx = sums.chunk(2)
     u_factor = -scale * invstd * sum_gx / count
     return u_factor, -scale * sum_g / count - u_factor * mean

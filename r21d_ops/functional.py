@@ -149,7 +149,7 @@ def run(
     """:func:`conv2plus1d` after its checks; ``group`` is the process group of a SyncBatchNorm."""
     inputs = (x, spatial_weight, temporal_weight, bn_weight, bn_bias)
     epilogue = (out_scale, out_shift, residual)
-    forward_mode = _has_tangent(*inputs, running_mean, running_var, *epilogue)
+    forward_mode = has_tangent(*inputs, running_mean, running_var, *epilogue)
     # eager's operations carry tangents and gradients by themselves.
     differentiable = (
         not forward_mode
@@ -195,7 +195,7 @@ def run(
     return _epilogue(y, out_scale, out_shift, residual, relu)
 
 
-def _has_tangent(*tensors: Tensor | None) -> bool:
+def has_tangent(*tensors: Tensor | None) -> bool:
     """Whether a tensor carries a tangent of forward-mode AD."""
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return False

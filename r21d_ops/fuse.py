@@ -272,6 +272,10 @@ def _look_at(
     if not pairs and not block:
         return None
     plan = _plan(module, tensors, every_mode=bool(pairs))
+    if isinstance(plan, Plan) and plan.is_block and not plan.every_mode:
+        # Such a block trains as one function.
+        trained = _plan(module, tensors, every_mode=True)
+        plan = trained if isinstance(trained, Plan) and trained.every_mode else plan
     if isinstance(plan, str):
         return _Found(module, plan, False) if certain or (block and inside.norms) else None
     more = len(plan.runs) - inside.runs

@@ -141,7 +141,7 @@ def sync_group(norm: nn.Module) -> dist.ProcessGroup | None:
     return group if dist.get_world_size(group) > 1 else None
 
 
-class _Norm(NamedTuple):
+class NormArguments(NamedTuple):
     """What the operator needs of a BatchNorm, whose class may be somebody's frozen one."""
 
     running_mean: Tensor | None
@@ -153,12 +153,12 @@ class _Norm(NamedTuple):
     momentum: float
 
 
-def _norm_arguments(norm: nn.Module) -> _Norm:
+def norm_arguments(norm: nn.Module) -> NormArguments:
     """Of a norm that is about to be applied: in training, this counts the batch."""
     if isinstance(norm, (nn.BatchNorm3d, nn.SyncBatchNorm)) and type(norm) in NORMS:
         # As in nn.BatchNorm3d: the running statistics are updated in training, used in eval.
         keeps_running = not norm.training or norm.track_running_stats
-        return _Norm(
+        return NormArguments(
             norm.running_mean if keeps_running else None,
             norm.running_var if keeps_running else None,
             norm.weight,
@@ -169,7 +169,7 @@ def _norm_arguments(norm: nn.Module) -> _Norm:
         )
     frozen: Any = norm
     vectors = (frozen.running_mean, frozen.running_var, frozen.weight, frozen.bias)
-    return _Norm(*vectors, frozen_eps(norm), False, 0.0)
+    return NormArguments(*vectors, frozen_eps(norm), False, 0.0)
 
 
 def average_factor(norm: nn.BatchNorm3d | nn.SyncBatchNorm) -> float:
@@ -207,7 +207,7 @@ def run_fused(
         out_vectors={},
         residual=residual,
     )
-    arguments = _norm_arguments(norm)
+    arguments = norm_arguments(norm)
     return functional.run(
         problem,
         x,
@@ -321,7 +321,12 @@ class FusedSequential(nn.Sequential):
 
     Keys stay those of the sequence it replaces, as in the stem of R(2+1)D: conv, bn, relu, conv,
     bn, relu, whose last two become the operator's epilogue in eval.
+
+    Attributes:
+        recompute: as :class:`Conv2Plus1D` has it, for every run.
     """
+
+    recompute: bool = False
 
     def forward(self, x: Tensor) -> Tensor:
         """The sequence's input and output."""
@@ -339,7 +344,7 @@ class FusedSequential(nn.Sequential):
                 x = run_with_norm(run, following[0], x, None, True)
                 i += 6
             else:
-                x = run_fused(run, x)
+                x = run_fused(run, x, recompute=self.recompute)
                 i += 4
         return x
 
@@ -369,7 +374,7 @@ def run_with_norm(
     relu: bool,
 ) -> Tensor:
     """relu(norm(run(x)) + residual) as one operator, for a norm that :func:`folds`."""
-    arguments = _norm_arguments(norm)
+    arguments = norm_arguments(norm)
     assert arguments.running_mean is not None and arguments.running_var is not None
     scale, shift = fold_norm(
         arguments.running_mean,

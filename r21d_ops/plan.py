@@ -8,6 +8,7 @@ follows it: in eval without gradients that is the operator's epilogue.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -124,6 +125,13 @@ class Plan(NamedTuple):
     def runs(self) -> list[Run]:
         """The (2+1)D convolutions in it."""
         return [op.run for op in self.operations if op.run is not None]
+
+    @property
+    def is_block(self) -> bool:
+        """Whether it holds a residual block: a run with BatchNorm and ReLU behind it, then one to
+        which a shortcut is added as well."""
+        ends = [run.epilogue for run in self.runs]
+        return ("norm, ReLU", "norm, shortcut, ReLU") in itertools.pairwise(ends)
 
     @property
     def folded(self) -> int:

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from r21d_ops.arguments import autocast_dtype
+from r21d_ops.basic_block import run_block
 from r21d_ops.modules import (
     NORMS,
     TENSORS,
+    Conv2Plus1D,
     folds,
     is_plain_relu,
     run_fused,
@@ -95,10 +97,22 @@ def carry_out(root: nn.Module, plan: Plan, x: Tensor) -> Tensor:
     """The result of ``plan`` for x (N, C, T, H, W), where :func:`why_not_as_planned` is None."""
     values: list[Any] = [None] * plan.values
     values[0] = x
-    for op in plan.operations:
+    norms = (*NORMS, *plan.frozen)
+    pair, waiting = _block_of(root, plan), None
+    for place, op in enumerate(plan.operations):
         inputs = [values[i] for i in op.inputs]
-        if op.run is not None:
-            y = _carry_out_run(root, op.run, (*NORMS, *plan.frozen), *inputs)
+        if pair is not None and place == pair[0]:
+            y, waiting = None, inputs[0]  # one function with the second convolution
+        elif pair is not None and place == pair[1]:
+            first = plan.operations[pair[0]].run
+            assert first is not None and op.run is not None and waiting is not None
+            y = _carry_out_block(root, first, op.run, waiting, inputs[1])
+            if y is None:
+                y = _carry_out_run(root, first, norms, waiting)
+                y = _carry_out_run(root, op.run, norms, y, inputs[1])
+            waiting = None
+        elif op.run is not None:
+            y = _carry_out_run(root, op.run, norms, *inputs)
         elif op.kind == "layer":
             y = at(root, op.path)(*inputs)
         elif op.kind in ("add", "add_"):
@@ -110,6 +124,56 @@ def carry_out(root: nn.Module, plan: Plan, x: Tensor) -> Tensor:
             values[i] = None
         values[op.output] = y
     return values[plan.result]
+
+
+def _block_of(root: nn.Module, plan: Plan) -> tuple[int, int] | None:
+    """The places of two runs that are a residual block: the first, with BatchNorm and ReLU behind
+    it, goes into the second alone, to which a shortcut is added before the last ReLU.
+
+    Between them there may be the shortcut's own layers, none of which changes the block's input.
+    """
+    for first, op in enumerate(plan.operations):
+        if op.run is None or op.run.epilogue != "norm, ReLU":
+            continue
+        for second in range(first + 1, len(plan.operations)):
+            then = plan.operations[second]
+            if then.run is not None:
+                joined = then.run.epilogue == "norm, shortcut, ReLU"
+                whole = joined and then.inputs[0] == op.output and op.output in then.done
+                return (first, second) if whole else None
+            reads_x = op.inputs[0] in then.inputs
+            keeps_x = then.kind == "layer" and isinstance(at(root, then.path), nn.Conv3d)
+            if op.output in then.inputs or (reads_x and not keeps_x):
+                return None
+    return None
+
+
+def _carry_out_block(
+    root: nn.Module, first: Run, second: Run, x: Tensor, residual: Tensor
+) -> Tensor | None:
+    """The two runs as one function, or None where they do not run so."""
+    for relu in (first.outer_relu, second.outer_relu):
+        if relu and not is_plain_relu(at(root, relu)):
+            return None
+    if type(residual) not in TENSORS:
+        return None
+    assert first.outer_norm is not None and second.outer_norm is not None
+    return run_block(
+        _layers(root, first),
+        at(root, first.outer_norm),
+        _layers(root, second),
+        at(root, second.outer_norm),
+        x,
+        None if residual is x else residual,
+        (_recomputes(root, first), _recomputes(root, second)),
+    )
+
+
+def _recomputes(root: nn.Module, run: Run) -> bool:
+    """Whether the run is a :class:`Conv2Plus1D` that is told to keep its input alone."""
+    parent, _, _ = run.spatial.rpartition(".")
+    conv = at(root, parent)
+    return isinstance(conv, Conv2Plus1D) and conv.recompute
 
 
 def _carry_out_run(

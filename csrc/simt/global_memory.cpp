@@ -6,6 +6,7 @@
 #include <new>
 
 #include "simt/block.h"
+#include "simt/options.h"
 
 namespace r21d::simt {
 namespace {
@@ -24,6 +25,15 @@ std::vector<GlobalBuffer*>& buffers() {
 
 // Accesses mostly go where the last one went.
 GlobalBuffer* last_found = nullptr;
+
+// options().traffic of the launch under way.
+bool counts_traffic = false;
+
+void use(std::vector<bool>& granules, size_t offset, size_t bytes) {
+  for (size_t granule = offset / 2; granule < (offset + bytes) / 2; ++granule) {
+    granules[granule] = true;
+  }
+}
 
 std::string bytes_at(const std::string& buffer, int64_t offset, size_t bytes) {
   return std::to_string(bytes) + " bytes at byte " + std::to_string(offset) + " of '" + buffer +
@@ -82,8 +92,16 @@ GlobalBuffer::~GlobalBuffer() {
   munmap(mapping_, mapping_bytes_);
 }
 
+size_t GlobalBuffer::used_bytes(const std::vector<bool>& granules) {
+  return 2 * static_cast<size_t>(std::count(granules.begin(), granules.end(), true));
+}
+
 void GlobalMemory::begin_launch(uint32_t actors) {
+  counts_traffic = options().traffic;
   for (GlobalBuffer* buffer : buffers()) {
+    const size_t granules = counts_traffic ? (buffer->bytes_ + 1) / 2 : 0;
+    buffer->used_read_.assign(granules, false);
+    buffer->used_written_.assign(granules, false);
     if (buffer->writable_) {
       buffer->shadow_ = std::make_unique<Shadow>(buffer->bytes_, actors);
       buffer->read_.assign((buffer->bytes_ + 1) / 2, false);
@@ -156,10 +174,13 @@ GlobalBuffer& GlobalMemory::find_writable(
 
 void GlobalMemory::read(const void* at, size_t bytes, const std::source_location& where) {
   GlobalBuffer& buffer = find(at, bytes, "reads", where);
+  const auto offset = static_cast<size_t>(static_cast<const unsigned char*>(at) - buffer.data_);
+  if (counts_traffic) [[unlikely]] {
+    use(buffer.used_read_, offset, bytes);
+  }
   if (!buffer.writable_) {
     return;
   }
-  const auto offset = static_cast<size_t>(static_cast<const unsigned char*>(at) - buffer.data_);
   if (buffer.shadow_->written(offset, bytes)) {
     fail(
         "race",
@@ -175,6 +196,9 @@ void GlobalMemory::read(const void* at, size_t bytes, const std::source_location
 void GlobalMemory::write(const void* at, size_t bytes, const std::source_location& where) {
   GlobalBuffer& buffer = find_writable(at, bytes, "writes", where);
   const auto offset = static_cast<size_t>(static_cast<const unsigned char*>(at) - buffer.data_);
+  if (counts_traffic) [[unlikely]] {
+    use(buffer.used_written_, offset, bytes);
+  }
   if (const Conflict* conflict = buffer.shadow_->write(*current, offset, bytes, where)) {
     fail(
         "race",

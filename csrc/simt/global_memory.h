@@ -24,6 +24,18 @@ class GlobalBuffer {
   GlobalBuffer(const GlobalBuffer&) = delete;
   GlobalBuffer& operator=(const GlobalBuffer&) = delete;
 
+  const std::string& name() const {
+    return name_;
+  }
+
+  // Of the last launch, with options().traffic: bytes that were read or written, each once.
+  size_t bytes_read() const {
+    return used_bytes(used_read_);
+  }
+  size_t bytes_written() const {
+    return used_bytes(used_written_);
+  }
+
   // What kernels are given; on a boundary of 256 bytes, as cudaMalloc's.
   template <class T>
   T* pointer() const {
@@ -32,6 +44,8 @@ class GlobalBuffer {
 
  private:
   friend class GlobalMemory;
+
+  static size_t used_bytes(const std::vector<bool>& granules);
 
   void map();
 
@@ -45,6 +59,8 @@ class GlobalBuffer {
   // Of the launch under way, for a writable one.
   std::unique_ptr<Shadow> shadow_;
   std::vector<bool> read_;  // by granule of 2 bytes
+  // With options().traffic, of any buffer, by granule.
+  std::vector<bool> used_read_, used_written_;
 };
 
 // What the current thread does with any of the buffers that are alive; faults where an access lies

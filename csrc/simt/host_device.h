@@ -9,12 +9,14 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cuda/merge.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/program.h"
 #include "simt/launch.h"
+#include "simt/options.h"
 
 namespace r21d::simt {
 
@@ -93,9 +95,16 @@ class HostDevice {
          .shared_limit = shared_limit_},
         [&] { kernel(params); });
     uninitialised_reads += report.uninitialised_reads;
+    if (options().traffic) {
+      for (const GlobalBuffer& buffer : buffers_) {
+        traffic.emplace_back(name, buffer.name(), buffer.bytes_read(), buffer.bytes_written());
+      }
+    }
   }
 
   std::vector<std::string> launched;
+  // With options().traffic: kernel, buffer, bytes of it read and written, each once.
+  std::vector<std::tuple<std::string, std::string, size_t, size_t>> traffic;
   uint64_t uninitialised_reads = 0;
 
  private:

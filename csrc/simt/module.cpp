@@ -33,7 +33,8 @@ void set_options_by_name(
     const std::string& mode,
     const std::string& order,
     uint64_t seed,
-    const std::optional<std::pair<std::string, std::string>>& mutate) {
+    const std::optional<std::pair<std::string, std::string>>& mutate,
+    bool traffic) {
   Options wanted;
   wanted.mode = named<Mode>("mode", mode, {{"late", Mode::kLate}, {"early", Mode::kEarly}});
   wanted.order = named<Order>(
@@ -43,6 +44,7 @@ void set_options_by_name(
        {"reversed", Order::kReversed},
        {"shuffled", Order::kShuffled}});
   wanted.seed = seed;
+  wanted.traffic = traffic;
   if (mutate) {
     wanted.site = mutate->first;
     wanted.perturbation = perturbation_of(mutate->second);
@@ -114,7 +116,8 @@ PYBIND11_MODULE(_simt, module) {
       py::arg("mode") = "late",
       py::arg("order") = "forward",
       py::arg("seed") = 0,
-      py::arg("mutate") = py::none());
+      py::arg("mutate") = py::none(),
+      py::arg("traffic") = false);
   module.def("sites", sites_by_name, "Sites reached so far, with executions in the last launch.");
   module.def("report", report, "Counts of the last launch.");
   bind_textbook(module);

@@ -21,6 +21,7 @@ struct Options {
   uint64_t seed = 0;                                // of kShuffled
   std::string site;                                 // the one that is perturbed (site_id), or none
   Perturbation perturbation = Perturbation::kNone;  // how
+  bool traffic = false;  // count the bytes of global memory that are used
 };
 
 // In force for every launch until set again.

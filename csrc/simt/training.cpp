@@ -59,6 +59,7 @@ struct Call {
     }
     ran["launched"] = device.launched;
     ran["uninitialised_reads"] = device.uninitialised_reads;
+    ran["traffic"] = device.traffic;
   }
 
   int64_t mid() const {

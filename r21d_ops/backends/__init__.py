@@ -10,6 +10,7 @@ A backend is one module of this package with
   first;
 - ``UNPROVEN = True``, as long as no committed measurement shows it at work: on a GPU no estimate
   puts it before another backend, only measurements of the problem do;
+- ``BLOCKS = True``, if a residual block trains as one function on it (:mod:`r21d_ops.basic_block`);
 - the operators of :mod:`r21d_ops.backends.eager`, with the same signatures.
 
 Adding a backend adds its module and its name to ``_BACKENDS``. Of those that can run, the first

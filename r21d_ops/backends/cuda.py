@@ -25,6 +25,9 @@ DEVICES: tuple[str, ...] | None = ("cuda",)
 #: No committed measurement shows it at work yet, so that no estimate chooses it.
 UNPROVEN = True
 
+#: Its operators reach over the BatchNorms between a block's convolutions.
+BLOCKS = True
+
 #: Ways of running inference, the preferred first.
 KERNELS: tuple[str, ...] = ("fused", "two")
 

@@ -29,6 +29,9 @@ from r21d_ops.shapes import ndhwc
 NAME = "eager"
 DEVICES: tuple[str, ...] | None = None
 
+#: A residual block is trained as one function, as the definition of what others do.
+BLOCKS = True
+
 
 class Norm(NamedTuple):
     """A BatchNorm that is followed by ReLU: relu(x·scale + shift); its statistics, (C,) each."""

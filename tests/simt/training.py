@@ -33,12 +33,16 @@ Force = dict[str, dict[str, int]]
 #: What the last operator launched, and its plans.
 last: dict[str, Any] = {}
 
+#: With the simulator's option ``traffic``: kernel, buffer, bytes of it read and written.
+traffic: list[tuple[str, str, int, int]] = []
+
 _options: dict[str, Any] = {}
 
 
 @contextlib.contextmanager
 def simulated(**options: Any) -> Iterator[None]:
-    """How the simulator runs inside: mode, order, seed, mutate."""
+    """How the simulator runs inside: mode, order, seed, mutate, traffic."""
+    traffic.clear()
     _options.update(options)
     try:
         yield
@@ -115,6 +119,7 @@ class _Call:
             last.clear()
             last.update(self._call.ran)
             assert last["uninitialised_reads"] == 0
+            traffic.extend(last["traffic"])
             return found if isinstance(found, tuple) else (found,)
 
         return run

@@ -24,6 +24,10 @@ class Convolution(NamedTuple):
     problem: Problem
 
 
+#: Ways of inference in the CUDA kernels, the last being the faster of the others.
+_WAYS = ("fused", "two", "chosen")
+
+
 def convolutions(name: str, clip: Clip, batch: int) -> list[Convolution]:
     """The (2+1)D convolutions of the network ``name`` for ``batch`` clips of (C, T, H, W).
 
@@ -103,6 +107,7 @@ def examine(name: str, clip: Clip, batch: int, gpu: str, elsewhere: bool) -> dic
                 "kernel": problem.kernel,
                 "stride": problem.stride,
                 "route": route(problem, False, gpu, elsewhere)._asdict(),
+                "training_route": route(problem, True, gpu, elsewhere)._asdict(),
                 "plan": plan,
             }
         )
@@ -114,7 +119,7 @@ def examine(name: str, clip: Clip, batch: int, gpu: str, elsewhere: bool) -> dic
         "gpu": gpu,
         "assumptions": ASSUMPTIONS,
         "layers": rows,
-        "seconds": {way: _total(rows, way) for way in ("fused", "two", "chosen")},
+        "seconds": {way: _total(rows, way) for way in (*_WAYS, "training")},
     }
 
 
@@ -138,6 +143,9 @@ def _total(rows: list[dict[str, Any]], way: str) -> float | None:
 def _seconds(plan: dict[str, Any], way: str) -> float | None:
     if plan["refusal"] is not None:
         return None
+    if way == "training":
+        step: float | None = plan["training"].get("seconds")
+        return step
     found: float | None = plan[f"{plan['kernels'] if way == 'chosen' else way}_seconds"]
     return found
 
@@ -150,11 +158,15 @@ def show(report: dict[str, Any], as_json: bool) -> None:
     sizes = "x".join(map(str, report["clip"]))
     print(f"{report['network']} on {report['gpu']}, {report['batch']} clips of {sizes}, bfloat16\n")
     routes = [_route_row(row) for row in report["layers"]]
-    totals = [_microseconds(report["seconds"][way]) for way in ("fused", "two", "chosen")]
+    totals = [_microseconds(report["seconds"][way]) for way in _WAYS]
     routes.append(("total", *[""] * 6, *totals))
     headers = ("layer", "C>M>O", "input", "stride", "served by", "", "source")
     estimates = ("CUDA fused us", "two us", "faster us")
     print_table((*headers, *estimates), routes, right=(7, 8, 9))
+    print("\nTraining, forward and backward, the gradient of x included:\n")
+    trained = [_training_row(row) for row in report["layers"]]
+    trained.append(("total", "", "", _microseconds(report["seconds"]["training"])))
+    print_table(("layer", "served by", "source", "CUDA us"), trained, right=(3,))
     print("\nThe CUDA kernels' plans; of layers alike, the first:\n")
     plans: dict[str, list[tuple[str, ...]]] = {}
     for row in report["layers"]:
@@ -172,7 +184,7 @@ def _microseconds(seconds: float | None) -> str:
 
 def _route_row(row: dict[str, Any]) -> tuple[str, ...]:
     served = row["route"]
-    times = [_seconds(row["plan"], way) for way in ("fused", "two", "chosen")]
+    times = [_seconds(row["plan"], way) for way in _WAYS]
     return (
         row["layer"],
         ">".join(map(str, row["channels"])),
@@ -183,6 +195,12 @@ def _route_row(row: dict[str, Any]) -> tuple[str, ...]:
         served["source"],
         *map(_microseconds, times),
     )
+
+
+def _training_row(row: dict[str, Any]) -> tuple[str, ...]:
+    served = row["training_route"]
+    seconds = _microseconds(_seconds(row["plan"], "training"))
+    return row["layer"], served["backend"] or served["detail"], served["source"], seconds
 
 
 def _plan_rows(row: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -202,6 +220,16 @@ def _plan_rows(row: dict[str, Any]) -> list[tuple[str, ...]]:
         conv = plan[name]
         tile = f"{conv['pixels']} pixels x {conv['columns']}"
         lines.append(("", name, tile, str(conv["depth"]), "", "", *_block(conv, "xy")))
+    step = plan["training"]
+    if step["refusal"] is not None:
+        return [*lines, ("", "training", f"not: {step['refusal']}", *[""] * 10)]
+    for name, kernel in step.items():
+        if isinstance(kernel, dict):
+            down = f"{kernel['rows']}" if "rows" in kernel else f"{kernel['pixels']} pixels"
+            parts = f"{kernel['parts']} parts" if kernel["parts"] > 1 else ""
+            words = name.replace("_", " ")
+            tile = f"{down} x {kernel['columns']}"
+            lines.append(("", words, tile, "", "", parts, *_block(kernel, "xyz")))
     return lines
 
 

@@ -35,6 +35,7 @@ _HELP: dict[str, dict[str, str]] = {
         "dropout": "before the classifier; none: the network's own",
         "eps": "of every BatchNorm; none: 1e-5, or the weights'",
         "fused": "run (2+1)D convolutions by the fused operators, or as stock layers",
+        "recompute": "make their intermediates again in backward: less memory, more time",
     },
     "input": {
         "clip_len": "frames a clip",

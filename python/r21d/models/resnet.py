@@ -17,7 +17,7 @@ from r21d.models.convolutions import (
     factored_shortcut,
     projection_shortcut,
 )
-from r21d_ops.modules import conv_norm_act, why_not_plain
+from r21d_ops.basic_block import FusedBasicBlock
 from r21d_ops.problem import paper_midplanes
 
 _MIDPLANES = ("paper", "torchvision")
@@ -42,13 +42,11 @@ class Architecture:
     blocks: tuple[int, int, int, int]
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(FusedBasicBlock):
     """Two convolutions with BatchNorm around an identity or projected shortcut (paper, Table 1).
 
     Input (N, in_planes, T, H, W), output (N, planes, T', H', W').
     """
-
-    fused_by_itself = True
 
     def __init__(
         self,
@@ -61,7 +59,7 @@ class BasicBlock(nn.Module):
         eps: float,
         inner_eps: float,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # the same layers, of any kind of convolution
         self.conv1 = nn.Sequential(
             kind.block_conv(in_planes, planes, midplanes, stride, inner_eps),
             nn.BatchNorm3d(planes, eps=eps),
@@ -72,29 +70,10 @@ class BasicBlock(nn.Module):
             nn.BatchNorm3d(planes, eps=eps),
         )
         self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Sequential | None = None
+        self.downsample = None
         if stride != 1 or in_planes != planes:
             project = _SHORTCUTS[shortcut]
             self.downsample = project(in_planes, planes, kind.stride(stride), eps, inner_eps)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        residual = x if self.downsample is None else self.downsample(x)
-        if not self._layers_as_built():
-            return self.relu(self.conv2(self.conv1(x)) + residual)
-        out = conv_norm_act(self.conv1[0], self.conv1[1], x, relu=True)
-        return conv_norm_act(self.conv2[0], self.conv2[1], out, residual=residual, relu=True)
-
-    def _layers_as_built(self) -> bool:
-        # conv_norm_act calls neither the two sequences nor the two activations, so a hook on one
-        # of them, or another layer put in its place, would silently be passed over.
-        return (
-            len(self.conv1) == 3
-            and len(self.conv2) == 2
-            and why_not_plain(self.conv1, (nn.Sequential,)) is None
-            and why_not_plain(self.conv1[2], (nn.ReLU,)) is None
-            and why_not_plain(self.conv2, (nn.Sequential,)) is None
-            and why_not_plain(self.relu, (nn.ReLU,)) is None
-        )
 
 
 class VideoResNet(VideoModel):

@@ -62,6 +62,10 @@ def build_model(
                 f"{', '.join(others)}; none takes what they have"
             ) from error
         model.classes = list(classes)
+    if config.model.recompute:
+        for module in model.modules():
+            if isinstance(module, Conv2Plus1D | FusedSequential):
+                module.recompute = True
     return model if config.model.fused else as_stock(model)
 
 

@@ -47,6 +47,8 @@ class ModelConfig:
     """Of every BatchNorm; 1e-5 where neither this nor the weights say."""
     fused: bool = True
     """Run (2+1)D convolutions by r21d_ops; False: as the stock layers they consist of."""
+    recompute: bool = False
+    """Make the convolutions' intermediates again in backward, to keep less memory."""
 
     def __post_init__(self) -> None:
         from r21d.models.registry import check_name
@@ -58,6 +60,8 @@ class ModelConfig:
         require(self, "midplanes", self.midplanes in (None, "paper", "torchvision"), _MIDPLANES)
         require(self, "width", self.width is None or self.width >= 1, "at least 1")
         require(self, "width", self.width is None or self.model != "i3d", "none for i3d")
+        stock = "with fused: stock layers keep what they make"
+        require(self, "recompute", self.fused or not self.recompute, stock)
         for name in ("dropout", "eps"):
             value = getattr(self, name)
             require(self, name, value is None or 0 <= value < 1, "at least 0 and below 1")

@@ -15,6 +15,7 @@ from r21d.training.run_config import COMMAND_LINE, KEYS, TABLES, RunConfig
 from r21d.video import InputSpec
 from r21d.weights import save_checkpoint
 from r21d_ops import Conv2Plus1D
+from r21d_ops.modules import FusedSequential
 
 
 @pytest.fixture
@@ -222,6 +223,15 @@ def test_the_best_weights_of_a_run_come_first(weights: Path) -> None:
     save_checkpoint(weights / "best.safetensors", model, classes=["a"], input={})
     start = load_start(load_config(None, {"weights": str(weights)}))
     assert start is not None and start.config["name"] == "r3d_18"
+
+
+def test_recompute_is_for_every_fused_convolution() -> None:
+    config = load_config(None, {**TINY, "recompute": True})
+    model = build_model(config, ["a", "b"])
+    fused = [m for m in model.modules() if isinstance(m, Conv2Plus1D | FusedSequential)]
+    assert len(fused) == 17 and all(module.recompute for module in fused)
+    with pytest.raises(ValueError, match="recompute is True, expected with fused"):
+        load_config(None, {**TINY, "recompute": True, "fused": False})
 
 
 def test_stock_layers_take_the_place_of_fused_ones_under_the_same_names() -> None:

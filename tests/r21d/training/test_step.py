@@ -171,7 +171,9 @@ def test_autocast_keeps_float32_weights(dtype: str) -> None:
     # over 1x1 pixels on the CPU holds uninitialised memory.
     history = train(model, Shades(size=32), None, config)
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    # Of few clips and large steps the loss goes up and down, in float32 as well.
+    losses = [row["train_loss"] for row in history]
+    assert min(losses) < 0.9 * losses[0]
 
 
 class Steep(nn.Module):
