@@ -12,8 +12,9 @@
 # instruction alone, in seconds) and what stock PyTorch does come first: they are worth having
 # whatever becomes of the rest. The exit status is 1 if any part failed.
 # $OUT holds at most eight files: one JSON file for each of six benchmark parts, session.log, and
-# more.tar with what the autotuner chose (tuning-*.json; no benchmark results) and what the probes
-# gave (golden/, to be committed as tests/gpu/golden).
+# more.tar with what the autotuner chose (tuning-*.json; no benchmark results), what the probes
+# gave (to be committed as tests/gpu/golden), and losses.json: a hundred training steps beside stock
+# PyTorch's (benchmarks/results/h200/training).
 #
 # The native library is the one in r21d_ops, brought from elsewhere, if it runs on this GPU; it is
 # built here for this GPU alone otherwise. Tests run side by side where pytest-xdist is there.
@@ -63,8 +64,8 @@ failed=()
 DEADLINE=${R21D_SESSION_SECONDS:-570}
 
 declare -A LIMIT=(
-  [build]=50 [environment]=10 [probes]=15 [stock]=65 [kernels]=45 [compiled]=45 [searched]=25
-  [tests]=55 [triton_tests]=80 [memcheck]=45 [racecheck]=45 [untuned]=55 [tuned]=35
+  [build]=50 [environment]=10 [probes]=15 [stock]=65 [kernels]=45 [compiled]=45 [searched]=25 [losses]=25
+  [tests]=55 [triton_tests]=80 [memcheck]=40 [racecheck]=35 [untuned]=45 [tuned]=35
 )
 
 say() { echo "== $*" | tee -a "$LOG"; }
@@ -141,19 +142,22 @@ if [ "$DRY" = 1 ]; then
   stock="eager,conv2d views" compiled="conv2d views" searched=$compiled
   ours="r21d cpu,r21d eager,eager,conv2d views"
   every=$few inferred=$few forward="stem/bf16,conv2_x/bf16" cuda=$stock
+  losses=(--device cpu --backend eager --steps 2 --clips 2x16x32x32)
 else
   bench=(--device cuda --seconds 0.4)
+  losses=(--device cuda --backend cuda)
   few="conv2_x/bf16,stem/bf16,conv2_x/train/bf16,r2plus1d_18/bf16,r2plus1d_18/train/bf16"
   stock="eager,eager channels_last_3d,conv2d views,conv2d views M to 8"
   # Compiling takes seconds a case, and with max-autotune perhaps minutes.
   compiled="conv2d views,inductor" searched="conv2d views,inductor max-autotune"
-  ours="r21d cuda,r21d cuda fused,r21d cuda two kernels"
+  ours="r21d cuda,r21d cuda fused,r21d cuda two kernels,r21d cuda recompute"
   ours+=",r21d triton,r21d triton fused,r21d triton two kernels,r21d triton recompute"
   # For dispatch ours and eager must be timed side by side.
   ours+=",r21d eager,eager channels_last_3d,conv2d views"
-  # Our kernels in both ways beside the best of stock PyTorch, before anything slower.
-  forward="$(layers bf16),r2plus1d_18/bf16"
-  cuda="r21d cuda fused,r21d cuda two kernels,r21d cuda,conv2d views,eager channels_last_3d"
+  # Our kernels in each way beside the best of stock PyTorch, before anything slower.
+  forward="r2plus1d_18/bf16,r2plus1d_18/train/bf16,$(layers bf16),$(layers train/bf16)"
+  cuda="r21d cuda fused,r21d cuda two kernels,r21d cuda,r21d cuda recompute"
+  cuda+=",conv2d views,eager channels_last_3d"
   inferred="r2plus1d_18/bf16,$(layers bf16),conv2_x/train/bf16,r2plus1d_18/train/bf16"
   # What matters most first: bfloat16, inference and training, then the same in float32.
   every="$(layers bf16),r2plus1d_18/bf16,$(layers train/bf16),r2plus1d_18/train/bf16"
@@ -194,6 +198,7 @@ tests=("$PYTHON" -m pytest -q -p no:cacheprovider)
 part probes env R21D_GOLDEN_DIR="$OUT/golden" "${tests[@]}" tests/gpu/test_probes.py
 measure stock "$every" "$stock"
 measure kernels "$forward" "$cuda"
+part losses "$PYTHON" -m benchmarks.training_losses "${losses[@]}" --out "$OUT/golden/losses.json"
 measure compiled "$inferred" "$compiled"
 measure searched "${few%%,r2plus1d_18*}" "$searched"
 

@@ -248,6 +248,7 @@ PEERS: dict[str, Peer] = {
         Peer("r21d cuda", True, partial(_r21d, backend="cuda")),
         Peer("r21d cuda fused", True, partial(_r21d, backend="cuda", kernels="fused")),
         Peer("r21d cuda two kernels", True, partial(_r21d, backend="cuda", kernels="two")),
+        Peer("r21d cuda recompute", True, partial(_r21d, backend="cuda", recompute=True)),
         Peer("r21d triton", True, partial(_r21d, backend="triton")),
         Peer("r21d triton fused", True, partial(_r21d, backend="triton", kernels="fused")),
         Peer("r21d triton two kernels", True, partial(_r21d, backend="triton", kernels="two")),
@@ -277,7 +278,9 @@ def default_peers(device: str, training: bool) -> list[str]:
     """
     if device == "cuda":
         if training:
-            ours = ["r21d triton", "r21d triton recompute", "r21d eager"]
+            ways = ("", " recompute")
+            ours = [f"r21d {name}{way}" for name in ("cuda", "triton") for way in ways]
+            ours.append("r21d eager")
         else:
             ways = ("", " fused", " two kernels")
             ours = [f"r21d {name}{way}" for name in ("cuda", "triton") for way in ways]

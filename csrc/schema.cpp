@@ -29,8 +29,10 @@ STABLE_TORCH_LIBRARY(r21d, m) {
   m.def(
       "norm_backward(Tensor g, Tensor u, Tensor g_factor, Tensor? u_factor, Tensor? offset) "
       "-> Tensor");
-  // ---- training on CUDA devices: u and g hold M rounded up to 16 channels, zeros beyond M; what
-  // is not wanted comes back empty u of relu(x * in_scale + in_shift), or of x; its statistics
+  // ---- training on CUDA devices. u and g hold M rounded up to 16 channels, zeros beyond M; what
+  // is not wanted comes back empty.
+
+  // u of relu(x * in_scale + in_shift), or of x; its statistics
   m.def(
       "train_spatial(Tensor x, Tensor weight, int[] stride, int[] padding, bool statistics, "
       "Tensor? in_scale, Tensor? in_shift, str force=\"\") -> (Tensor, Tensor, Tensor)");

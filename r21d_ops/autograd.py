@@ -108,9 +108,9 @@ class _RefuseDoubleBackward(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError(
-            "r21d_ops.conv2plus1d has no double backward: its gradients cannot be differentiated "
-            "again. For a gradient penalty, use r21d_ops.reference.conv2plus1d_reference or stock "
-            "layers."
+            "r21d_ops has no double backward: gradients of its operators and blocks cannot be "
+            "differentiated again. For a gradient penalty, use "
+            "r21d_ops.reference.conv2plus1d_reference or stock layers."
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from r21d_ops.arguments import autocast, check_arguments
-from r21d_ops.backends import choose, get_backend
+from r21d_ops.backends import choose, forced_name, get_backend
 from r21d_ops.block_function import BlockConvolution, BlockNorm, residual_block
 from r21d_ops.functional import has_tangent
 from r21d_ops.modules import (
@@ -83,7 +83,8 @@ def run_block(
 
     None where it does not run so: without gradients and batch statistics, where an epilogue in
     inference is faster; where a layer carries something of its own or a tensor is of another dtype
-    or shape; where the convolutions are served by different backends, or by one without ``BLOCKS``.
+    or shape; where the convolutions are served by different backends, or by one without ``BLOCKS``;
+    with a ``SyncBatchNorm`` on a GPU unless ``R21D_BACKEND`` names the backend.
 
     Args:
         first, second: Conv3d(1×d×d), BatchNorm, ReLU, Conv3d(t×1×1).
@@ -101,10 +102,19 @@ def run_block(
     spatial2, temporal2 = second[0], second[3]
     assert isinstance(spatial, nn.Conv3d) and isinstance(temporal, nn.Conv3d)
     assert isinstance(spatial2, nn.Conv3d) and isinstance(temporal2, nn.Conv3d)
-    tensors = [p for norm in norms for p in norm._parameters.values()]
-    if not torch.is_grad_enabled() and not any(map(_uses_batch, norms)):
+    layers = (*first, first_norm, *second, second_norm)
+    parameters = [p for layer in layers for p in layer._parameters.values() if p is not None]
+    wanted = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, shortcut, *parameters)
+    )
+    if not wanted and not any(map(_uses_batch, norms)):
         return None
-    if has_tangent(x, shortcut, *tensors):
+    if has_tangent(x, shortcut, *parameters, *(b for layer in layers for b in layer.buffers())):
+        return None
+    shared = any(sync_group(norm) is not None for norm in norms)
+    if shared and x.is_cuda and forced_name(None) is None:
+        # The backend may depend on the batch, which may be another in other processes, and those
+        # who share statistics must exchange the same.
         return None
     added = x if shortcut is None else shortcut
     given, *weights = autocast(x, spatial.weight, temporal.weight, None)[:3]
@@ -127,7 +137,8 @@ def run_block(
     # A single value a channel has no variance: stock BatchNorm says so.
     sizes = (problem.mid_size, problem.out_size, then.mid_size, then.out_size)
     for norm, (t, h, w) in zip(norms, sizes, strict=True):
-        if _uses_batch(norm) and problem.batch * t * h * w == 1:
+        alone = _uses_batch(norm) and sync_group(norm) is None
+        if alone and problem.batch * t * h * w == 1:
             return None
     name = choose(problem, training=True)
     if choose(then, training=True) != name or not getattr(get_backend(name), "BLOCKS", False):
@@ -149,8 +160,10 @@ def _is_plain(conv: nn.Module) -> TypeGuard[Conv2Plus1D]:
 
 
 class FusedBasicBlock(nn.Module):
-    """Two (2+1)D convolutions with BatchNorm around a shortcut (paper, Table 1), trained as one
-    function and run as two operators in inference.
+    """Two (2+1)D convolutions with BatchNorm around a shortcut (paper, Table 1).
+
+    Trained as one function on backends with kernels for it (``cuda``), as two operators and stock
+    BatchNorms on others; two operators in inference.
 
     torchvision's ``BasicBlock`` with its state-dict keys (``conv1.0.*``, ``conv1.1.*``,
     ``conv2.0.*``, ``conv2.1.*``, ``downsample.*``) and arguments, so it serves as the ``block`` of

@@ -20,6 +20,7 @@ from r21d_ops.modules import (
     NORMS,
     TENSORS,
     Conv2Plus1D,
+    FusedSequential,
     folds,
     is_plain_relu,
     run_fused,
@@ -139,12 +140,15 @@ def _block_of(root: nn.Module, plan: Plan) -> tuple[int, int] | None:
             then = plan.operations[second]
             if then.run is not None:
                 joined = then.run.epilogue == "norm, shortcut, ReLU"
-                whole = joined and then.inputs[0] == op.output and op.output in then.done
-                return (first, second) if whole else None
+                # The shortcut is another value: nothing but the second run's input is put off.
+                alone = then.inputs[0] == op.output and op.output not in then.inputs[1:]
+                if joined and alone and op.output in then.done:
+                    return first, second
+                break
             reads_x = op.inputs[0] in then.inputs
             keeps_x = then.kind == "layer" and isinstance(at(root, then.path), nn.Conv3d)
             if op.output in then.inputs or (reads_x and not keeps_x):
-                return None
+                break
     return None
 
 
@@ -170,10 +174,10 @@ def _carry_out_block(
 
 
 def _recomputes(root: nn.Module, run: Run) -> bool:
-    """Whether the run is a :class:`Conv2Plus1D` that is told to keep its input alone."""
+    """Whether the run belongs to a sequence that is told to keep its input alone."""
     parent, _, _ = run.spatial.rpartition(".")
-    conv = at(root, parent)
-    return isinstance(conv, Conv2Plus1D) and conv.recompute
+    sequence = at(root, parent)
+    return isinstance(sequence, Conv2Plus1D | FusedSequential) and sequence.recompute
 
 
 def _carry_out_run(
@@ -183,14 +187,15 @@ def _carry_out_run(
     x: Tensor,
     residual: Tensor | None = None,
 ) -> Tensor:
-    layers = _layers(root, run)
+    layers, recompute = _layers(root, run), _recomputes(root, run)
+    assert run.joins == (residual is not None)
     if run.outer_norm is None:
-        return run_fused(layers, x)
+        return run_fused(layers, x, recompute=recompute)
     norm = at(root, run.outer_norm)
     relu = None if run.outer_relu is None else at(root, run.outer_relu) if run.outer_relu else _RELU
     dtype = _conv_dtype(x)
     if not folds(norm, norms) or not _keeps(norm, dtype):
-        y = norm(run_fused(layers, x))
+        y = norm(run_fused(layers, x, recompute=recompute))
         y = y if residual is None else _sum(y, residual, run.in_place)
         return y if relu is None else relu(y)
     joins = residual is not None and residual.dtype == dtype and _fits(residual, layers, x)

@@ -337,7 +337,8 @@ inline std::string training_too_large(const SpatialGeometry& s, const TemporalGe
   if (!forward.empty()) {
     return forward;
   }
-  for (const auto& [what, channels] : {std::pair{"x", s.c}, std::pair{"u", s.m}}) {
+  for (const auto& [what, channels] :
+       {std::pair{"x", s.c}, std::pair{"u", s.m}, std::pair{"y", t.o}}) {
     if (channels > kMostSummed) {
       return std::string(what) + " has " + std::to_string(channels) + " channels; at most " +
              std::to_string(kMostSummed) + " are served in training";

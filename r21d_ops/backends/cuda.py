@@ -141,6 +141,7 @@ def _too_large_for_training(problem: Problem) -> str | None:
     for what, count, most, unit in (
         ("x", c, _MOST_SUMMED, "channels"),
         ("u", m, _MOST_SUMMED, "channels"),
+        ("y", o, _MOST_SUMMED, "channels"),
         ("the gradient at y", kt * out, _MOST_DEPTH, "values for a channel of v"),
         ("the gradient at u", kh * kw * mid, _MOST_DEPTH, "values for a channel of x"),
         (

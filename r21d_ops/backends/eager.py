@@ -10,9 +10,9 @@ Shapes, in every function: x (N, C, T, H, W), u, v and g (N, M, T, H', W'), y (N
 per-channel vectors are float32 (float64 for float64 tensors). In other backends u and g, which
 only their own operators read, may hold more channels than M.
 
-In a residual block (:mod:`r21d_ops.block`) the operators reach over the BatchNorms between its
-convolutions: ``norm`` of the spatial ones is the BatchNorm and ReLU that x comes through, ``norm``
-of the temporal backward is the BatchNorm behind y.
+In a residual block (:mod:`r21d_ops.block_function`) the operators reach over the BatchNorms between
+its convolutions: ``norm`` of the spatial ones is the BatchNorm and ReLU that x comes through,
+``norm`` of the temporal backward is the BatchNorm behind y.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from r21d_ops.shapes import ndhwc
 NAME = "eager"
 DEVICES: tuple[str, ...] | None = None
 
-#: A residual block is trained as one function, as the definition of what others do.
-BLOCKS = True
+#: A residual block could train as one function, as the definition of what others do; torch's own
+#: BatchNorm is faster.
+BLOCKS = False
 
 
 class Norm(NamedTuple):

@@ -90,7 +90,7 @@ def test_a_session_keeps_its_results_and_tells_what_failed(tmp_path: Path) -> No
     with tarfile.open(out / "more.tar") as more:
         assert {"./tuning-a-gpu.json", "./ballot.json"} <= set(more.getnames())
     log = (out / "session.log").read_text()
-    stock = ("stock", "kernels", "compiled", "searched")
+    stock = ("stock", "kernels", "losses", "compiled", "searched")
     parts = ["environment", "probes", *stock, "tests", "triton_tests", "untuned", "tuned"]
     assert [part for part in _begun(log) if "check" not in part] == parts
     assert "== tests: failed with status 3" in log and "from benchmarks" in log
@@ -131,9 +131,12 @@ def test_a_session_asks_for_cases_and_peers_that_there_are(tmp_path: Path) -> No
     everything = {f"{name}{t}/{d}" for name in LAYERS for t in ("", "/train") for d in DTYPES}
     assert everything < stock.keys() and stock.keys() == untuned.keys()
     inferred = {f"{name}/bf16" for name in [*LAYERS, "r2plus1d_18"]}
-    assert kernels.keys() == inferred
-    for peers in kernels.values():
-        assert {"r21d cuda fused", "r21d cuda two kernels", "conv2d views"} < set(peers)
+    assert kernels.keys() == inferred | {name.replace("/", "/train/") for name in inferred}
+    for name, peers in kernels.items():
+        ways = (
+            ("cuda", "cuda recompute") if "/train/" in name else ("cuda fused", "cuda two kernels")
+        )
+        assert {*(f"r21d {way}" for way in ways), "conv2d views"} < set(peers)
     assert all("inductor" in compiled[name] for name in inferred)
     assert 0 < len(searched) <= 3
     # What decides on a GPU is timed in one run: ours and eager.

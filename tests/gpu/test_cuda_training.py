@@ -156,3 +156,68 @@ def test_cuda_graph_of_a_training_step(trainer: Trainer) -> None:
     expected = step()
     for name in ("output", "x", "0.weight", "1.weight", "1.bias", "3.weight"):
         assert torch.equal(captured[name], expected[name]), name
+
+
+def _block(trainer: Trainer) -> tuple[r21d_ops.FusedBasicBlock, list[Tensor]]:
+    """A block in the trainer's dtype, and two inputs and the gradient of its output."""
+    block = r21d_ops.FusedBasicBlock(16, 16)
+    with torch.no_grad():
+        for module in block.modules():
+            if isinstance(module, nn.BatchNorm3d):
+                module.bias += _MARGIN - 2 * _MARGIN * (torch.arange(module.num_features) % 2)
+    block.cuda()
+    for module in block.modules():
+        if isinstance(module, nn.Conv3d):
+            module.to(trainer.dtype)
+    given = [torch.randn(2, 16, 4, 9, 11, device="cuda").to(trainer.dtype) for _ in range(3)]
+    return block, given
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
+def test_block(trainer: Trainer, recompute: bool) -> None:
+    """A residual block beside its layers run one by one."""
+    block, (x, _, upstream) = _block(trainer)
+    block.conv1[0].recompute = block.conv2[0].recompute = recompute
+    layers = [*block.conv1[0], block.conv1[1], block.conv1[2], *block.conv2[0], block.conv2[1]]
+
+    class Stock(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(*copy.deepcopy(layers))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.layers(x) + x)
+
+    stock = Stock()
+    exact = _step(copy.deepcopy(stock).double(), x.double(), upstream.double())
+    theirs, ours = _step(stock, x, upstream), _step(block, x, upstream)
+    assert_accurate(ours["output"], exact["output"], theirs["output"])
+    assert_accurate(ours["x"], exact["x"], theirs["x"])
+    names = zip(dict(stock.named_parameters()), dict(block.named_parameters()), strict=True)
+    for name, own in names:
+        if exact[name].numel() > 200:
+            assert_accurate(ours[own], exact[name], theirs[name], own)
+
+
+def test_cuda_graph_of_a_blocks_step(trainer: Trainer) -> None:
+    block, (first, second, upstream) = _block(trainer)
+    static = first.clone()
+
+    def step() -> dict[str, Tensor]:
+        return _step(block, static, upstream)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    static.copy_(second)
+    graph.replay()
+    expected = step()
+    for name, value in captured.items():
+        if "running" not in name and "tracked" not in name:
+            assert torch.equal(value, expected[name]), name

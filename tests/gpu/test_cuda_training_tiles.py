@@ -9,13 +9,12 @@ import random
 
 import pytest
 import torch
-from accuracy import assert_accurate
 from ops.problems import Case
 from simt.random_problems import TRAINING_TILES
 from simt.training import tiles_of
-from simt.training_steps import Inputs, real_channels, run_step
+from simt.training_steps import Inputs, Results, assert_step_accurate, run_step
 
-from r21d_ops.backends import eager, get_backend
+from r21d_ops.backends import get_backend
 
 _CASES = (
     Case("whole", n=2, c=64, m=144, o=64, size=(4, 28, 28)),
@@ -34,9 +33,10 @@ def test_every_tile(case: Case, dtype: torch.dtype, index: int, parts: int, seed
     reason = get_backend("cuda").unavailable()
     if reason is not None:
         pytest.skip(f"cuda: {reason}")
-    inputs = Inputs(case, random.Random(seed), torch.Generator().manual_seed(seed), dtype)
-    there = run_step(inputs.on_gpu(), tiles_of(index, parts))
-    found = real_channels({name: value.cpu() for name, value in there.items()}, case.m)
-    exact, stock = inputs.wide().results(eager), inputs.results(eager)
-    for name, value in found.items():
-        assert_accurate(value, exact[name], stock[name], name)
+
+    def on_gpu(inputs: Inputs) -> Results:
+        there = run_step(inputs.on_gpu(), tiles_of(index, parts))
+        return {name: value.cpu() for name, value in there.items()}
+
+    generator = torch.Generator().manual_seed(seed)
+    assert_step_accurate(case, dtype, random.Random(seed), generator, on_gpu)

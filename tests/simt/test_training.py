@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import re
 from pathlib import Path
@@ -12,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import Draw, assert_accurate, assert_accurate_over_draws
+from accuracy import assert_accurate
 from ops.problems import Case
 from simt import training
 from simt.random_problems import DTYPES, TRAINING_TILES, WEIGHT_TILES
 from simt.training import KERNELS, Forced, mid, tiles_of
-from simt.training_steps import Inputs, Results, real_channels, run_step
+from simt.training_steps import Inputs, Results, assert_step_accurate, real_channels, run_step
 from torch import Tensor
 
 from r21d_ops.backends import cuda, eager
@@ -28,9 +27,6 @@ WANTED = [
     for dtype in DTYPES
     for index in range(4 * len(TRAINING_TILES))
 ]
-
-#: Values that are compared at once: of few the error is luck, and of several draws.
-_ENOUGH, _MOST_POOLED = 200, 5
 
 #: Multiply-adds that a step may take.
 _BUDGET = 1.2e7
@@ -69,33 +65,18 @@ def test_random_problem(index: int, seed: int, generator: torch.Generator) -> No
     case = _draw(rng)
     force = tiles_of(choice, parts)
     print(case, force)
-    made: list[tuple[Results, Results, Results]] = []
 
-    def results(number: int) -> tuple[Results, Results, Results]:
-        while len(made) <= number:
-            inputs = Inputs(case, rng, generator, dtype)
-            found = run_step(inputs, force)
-            if not made:
-                other = run_step(inputs, force, mode="early", order="shuffled", seed=seed)
-                for key, value in found.items():
-                    assert torch.equal(value, other[key]), f"{key} differs early and late"
-            exact, stock = inputs.wide().results(eager), inputs.results(eager)
-            made.append((real_channels(found, case.m), exact, stock))
-        return made[number]
+    def ours(inputs: Inputs) -> Results:
+        found = run_step(inputs, force)
+        if not compared:
+            compared.append(True)
+            other = run_step(inputs, force, mode="early", order="shuffled", seed=seed)
+            for key, value in found.items():
+                assert torch.equal(value, other[key]), f"{key} differs early and late"
+        return found
 
-    for key in results(0)[0]:
-        numbers = itertools.count()
-
-        def draw(key: str = key, numbers: Any = numbers) -> Draw:
-            pool = [results(next(numbers))]
-            while sum(one[0][key].numel() for one in pool) < _ENOUGH and len(pool) < _MOST_POOLED:
-                pool.append(results(next(numbers)))
-            ours, exact, stock = (
-                torch.cat([one[place][key].flatten() for one in pool]) for place in range(3)
-            )
-            return ours, exact, [stock]
-
-        assert_accurate_over_draws(draw, key)
+    compared: list[bool] = []
+    assert_step_accurate(case, dtype, rng, generator, ours)
 
 
 def _compiled_tiles(macro: str) -> set[tuple[int, ...]]:

@@ -5,19 +5,25 @@ any backend makes of them.
 from __future__ import annotations
 
 import copy
+import itertools
 import random
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from accuracy import Draw, assert_accurate_over_draws
 from ops.problems import Case, make_operands
 from simt import training
 from simt.training import Force, Forced, mid
 from torch import Tensor
 
-from r21d_ops.backends import cuda
+from r21d_ops.backends import cuda, eager
 from r21d_ops.backends.eager import Norm, NormGradient
 
 Results = dict[str, Tensor]
+
+#: Values that are compared at once, of at most so many draws.
+_ENOUGH, _MOST_POOLED = 200, 5
 
 
 def _any_layout(rng: random.Random, weight: Tensor) -> Tensor:
@@ -150,3 +156,38 @@ def real_channels(found: Results, mid_channels: int) -> Results:
             assert torch.count_nonzero(value[:, mid_channels:]) == 0, f"{name} beyond M"
             real[name] = value[:, :mid_channels]
     return real
+
+
+def assert_step_accurate(
+    case: Case,
+    dtype: torch.dtype,
+    rng: random.Random,
+    generator: torch.Generator,
+    run: Callable[[Inputs], Results],
+) -> None:
+    """Each result of ``run``, on the CPU, is as accurate as stock PyTorch's in ``dtype``.
+
+    Of few values the error is luck, so that those of several draws are compared at once.
+    """
+    made: list[tuple[Results, Results, Results]] = []
+
+    def results(number: int) -> tuple[Results, Results, Results]:
+        while len(made) <= number:
+            inputs = Inputs(case, rng, generator, dtype)
+            found = real_channels(run(inputs), case.m)
+            made.append((found, inputs.wide().results(eager), inputs.results(eager)))
+        return made[number]
+
+    for key in results(0)[0]:
+        numbers = itertools.count()
+
+        def draw(key: str = key, numbers: Iterator[int] = numbers) -> Draw:
+            pool = [results(next(numbers))]
+            while sum(one[0][key].numel() for one in pool) < _ENOUGH and len(pool) < _MOST_POOLED:
+                pool.append(results(next(numbers)))
+            ours, exact, stock = (
+                torch.cat([one[place][key].flatten() for one in pool]) for place in range(3)
+            )
+            return ours, exact, [stock]
+
+        assert_accurate_over_draws(draw, key)
