@@ -10,8 +10,10 @@ A backend is one module of this package with
   first;
 - ``UNPROVEN = True``, as long as no committed measurement shows it at work: on a GPU no estimate
   puts it before another backend, only measurements of the problem do;
-- ``BLOCKS = True``, if a residual block trains as one function on it (:mod:`r21d_ops.basic_block`);
-- the operators of :mod:`r21d_ops.backends.eager`, with the same signatures.
+- the operators of :mod:`r21d_ops.backends.eager`, with the same signatures, up to ``norm``,
+  ``residual``, y's statistics and ``join``, which are for residual blocks;
+- ``BLOCKS = True``, if it has these as well and a block is to train as one function on it
+  (:mod:`r21d_ops.basic_block`).
 
 Adding a backend adds its module and its name to ``_BACKENDS``. Of those that can run, the first
 serves; on a GPU :mod:`r21d_ops.dispatch` decides, by measurements or an estimate, for which the

@@ -64,38 +64,18 @@ def inference(
     return out
 
 
-def _normalized(x: Tensor, norm: eager.Norm | None) -> Tensor:
-    """relu(bn(x)), or x without a norm."""
-    if norm is None:
-        return x
-    z: Tensor = torch.ops.r21d.norm_relu(ndhwc(x), norm.scale, norm.shift)
-    return z
-
-
 def spatial_forward(
-    x: Tensor,
-    weight: Tensor,
-    stride: Triple,
-    padding: Triple,
-    statistics: bool,
-    norm: eager.Norm | None = None,
+    x: Tensor, weight: Tensor, stride: Triple, padding: Triple, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    z = ndhwc(_normalized(x, norm))
-    u, mean, m2 = torch.ops.r21d.spatial_forward(z, weight, stride, padding, statistics)
+    u, mean, m2 = torch.ops.r21d.spatial_forward(ndhwc(x), weight, stride, padding, statistics)
     return u, mean, m2
 
 
 def temporal_forward(
-    u: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    weight: Tensor,
-    stride: Triple,
-    padding: Triple,
-    statistics: bool = False,
+    u: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, stride: Triple, padding: Triple
 ) -> tuple[Tensor, Tensor, Tensor]:
     y = torch.ops.r21d.temporal_forward(ndhwc(u), scale, shift, weight, stride, padding)
-    return eager.with_statistics(y, statistics)
+    return eager.with_statistics(y, False)
 
 
 def temporal_backward(
@@ -109,10 +89,7 @@ def temporal_backward(
     stride: Triple,
     padding: Triple,
     need_weight: bool,
-    norm: eager.NormGradient | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    if norm is not None:
-        grad = torch.ops.r21d.norm_backward(ndhwc(grad), ndhwc(norm.y), *norm[1:])
     u = ndhwc(u)
     v = torch.ops.r21d.norm_relu(u, scale, shift)
     grad_v, grad_weight = eager.temporal_conv_backward(
@@ -136,21 +113,7 @@ def spatial_backward(
     padding: Triple,
     need_x: bool,
     need_weight: bool,
-    norm: eager.Norm | None = None,
-    residual: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None, None, None]:
     grad_u = torch.ops.r21d.norm_backward(ndhwc(g), ndhwc(u), g_factor, u_factor, offset)
-    z = _normalized(x, norm)
-    grad_x, grad_weight = eager.spatial_conv_backward(
-        grad_u, z, weight, stride, padding, need_x, need_weight
-    )
-    if grad_x is not None and norm is not None:
-        g, sum_g, sum_gx = torch.ops.r21d.norm_relu_backward(ndhwc(grad_x), ndhwc(x), *norm)
-        return g, grad_weight, sum_g, sum_gx
-    if grad_x is not None and residual is not None:
-        grad_x = grad_x + residual
-    return grad_x, grad_weight, None, None
-
-
-join = eager.join
-join_backward = eager.join_backward
+    grads = eager.spatial_conv_backward(grad_u, x, weight, stride, padding, need_x, need_weight)
+    return *grads, None, None

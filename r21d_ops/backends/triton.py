@@ -149,29 +149,17 @@ def inference(
 
 
 def spatial_forward(
-    x: Tensor,
-    weight: Tensor,
-    stride: Triple,
-    padding: Triple,
-    statistics: bool,
-    norm: eager.Norm | None = None,
+    x: Tensor, weight: Tensor, stride: Triple, padding: Triple, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    z = x if norm is None else eager.norm_relu(x, norm.scale, norm.shift)
-    u, mean, m2 = torch.ops.r21d_triton.spatial_forward(z, weight, stride, padding, statistics)
+    u, mean, m2 = torch.ops.r21d_triton.spatial_forward(x, weight, stride, padding, statistics)
     return u, mean, m2
 
 
 def temporal_forward(
-    u: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    weight: Tensor,
-    stride: Triple,
-    padding: Triple,
-    statistics: bool = False,
+    u: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, stride: Triple, padding: Triple
 ) -> tuple[Tensor, Tensor, Tensor]:
     y = torch.ops.r21d_triton.temporal_forward(u, scale, shift, weight, stride, padding)
-    return eager.with_statistics(y, statistics)
+    return eager.with_statistics(y, False)
 
 
 def temporal_backward(
@@ -185,9 +173,7 @@ def temporal_backward(
     stride: Triple,
     padding: Triple,
     need_weight: bool,
-    norm: eager.NormGradient | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    grad = grad if norm is None else eager.norm_backward(grad, norm)
     g, grad_weight, sum_g, sum_g_normalized = torch.ops.r21d_triton.temporal_backward(
         grad, u, scale, shift, mean, invstd, weight, stride, padding, need_weight
     )
@@ -206,21 +192,8 @@ def spatial_backward(
     padding: Triple,
     need_x: bool,
     need_weight: bool,
-    norm: eager.Norm | None = None,
-    residual: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    z = x if norm is None else eager.norm_relu(x, norm.scale, norm.shift)
+) -> tuple[Tensor | None, Tensor | None, None, None]:
     grad_x, grad_weight = torch.ops.r21d_triton.spatial_backward(
-        g, u, z, weight, g_factor, u_factor, offset, stride, padding, need_x, need_weight
+        g, u, x, weight, g_factor, u_factor, offset, stride, padding, need_x, need_weight
     )
-    grad_weight = grad_weight if need_weight else None
-    if need_x and norm is not None:
-        grad_z, sum_g, sum_gx = eager.norm_relu_backward(grad_x, z, x, norm.mean, norm.invstd)
-        return grad_z, grad_weight, sum_g, sum_gx
-    if need_x and residual is not None:
-        grad_x = grad_x + residual
-    return grad_x if need_x else None, grad_weight, None, None
-
-
-join = eager.join
-join_backward = eager.join_backward
+    return grad_x if need_x else None, grad_weight if need_weight else None, None, None

@@ -19,7 +19,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from accuracy import Draw, assert_accurate, assert_accurate_over_draws
-from ops.chosen_backend import Backend
 from torch import Tensor, nn
 
 import r21d
@@ -27,10 +26,16 @@ import r21d_ops
 from r21d_ops import FusedBasicBlock, basic_block
 from r21d_ops.backends import eager
 
-pytestmark = pytest.mark.simulated(backend=["cuda-two"])
-
 _SIZE = (4, 9, 7)
 _MARGIN = 6.0
+
+#: The backends that train blocks as one function; ``cuda`` is the simulated one.
+_WAYS = [
+    ("eager", torch.float64),
+    ("eager", torch.float32),
+    ("cuda", torch.bfloat16),
+    ("cuda", torch.float16),
+]
 
 #: Values that are compared at once: of few the error is luck, and of several draws.
 _ENOUGH, _MOST_POOLED = 150, 6
@@ -132,20 +137,14 @@ def _eager_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eager, "BLOCKS", True)
 
 
-@pytest.fixture
-def blocks_everywhere(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
-    """Also on the backends that leave blocks to their convolutions."""
-    from r21d_ops.backends import get_backend
-
-    monkeypatch.setattr(get_backend(backend.name), "BLOCKS", True, raising=False)
-
-
-@pytest.mark.usefixtures("blocks_everywhere")
+@pytest.mark.parametrize(("served_by", "dtype"), _WAYS, ids=str)
 @pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
 @pytest.mark.parametrize("shape", _SHAPES)
 def test_a_step_is_that_of_stock_layers(
-    shape: str, recompute: bool, backend: Backend, dtype: torch.dtype, functions: list[str]
-) -> None:
+    shape: str, recompute: bool, served_by: str, dtype: torch.dtype, functions: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    _force(served_by, monkeypatch)
     made: list[list[dict[str, Tensor]]] = []
 
     def results(number: int) -> list[dict[str, Tensor]]:
@@ -158,7 +157,7 @@ def test_a_step_is_that_of_stock_layers(
             block.conv1[0].recompute = block.conv2[0].recompute = recompute
             functions.clear()
             made.append([_step(block, x, upstream), wide, *stock])
-            assert functions == [backend.name]
+            assert functions == [served_by]
         return made[number]
 
     def draws(name: str, numbers: Iterator[int]) -> Draw:
@@ -214,13 +213,13 @@ _CHANGES: dict[str, Callable[[FusedBasicBlock], None]] = {
 }  # fmt: skip
 
 
-@pytest.mark.usefixtures("blocks_everywhere")
+@pytest.mark.parametrize(("served_by", "dtype"), _WAYS[1:], ids=str)
 @pytest.mark.parametrize("change", _CHANGES)
 def test_norms_as_torch_has_them(
-    change: str, backend: Backend, dtype: torch.dtype, functions: list[str]
-) -> None:
-    if dtype == torch.float64:
-        pytest.skip("float64 is of one backend, and tested above")
+    change: str, served_by: str, dtype: torch.dtype, functions: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    _force(served_by, monkeypatch)
     block = _block("identity", dtype)
     _CHANGES[change](block)
     x, upstream = _inputs(block, dtype)
@@ -229,7 +228,7 @@ def test_norms_as_torch_has_them(
     wide = _step(exact, x.double(), upstream.double())
     functions.clear()
     ours = _step(block, x, upstream)
-    assert functions == [backend.name]
+    assert functions == [served_by]
     assert ours.keys() == wide.keys()
     for name, value in ours.items():
         if change == "mixed norms" and dtype != torch.float32 and name != "y":
@@ -397,15 +396,23 @@ def test_fused_networks_train_their_blocks_as_one(
     assert functions == ["eager"] * 8
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    ("served_by", "dtype", "recompute"),
+    [
+        ("eager", torch.float32, False),
+        ("cuda", torch.bfloat16, False),
+        ("cuda", torch.float16, False),
+        ("cuda", torch.float16, True),
+    ],
+    ids=str,
+)
 def test_ten_steps_of_training(
-    recompute: bool, backend: Backend, dtype: torch.dtype, functions: list[str],
+    served_by: str, dtype: torch.dtype, recompute: bool, functions: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Losses of ten steps of SGD beside stock PyTorch's in the same dtype: their distance from
     float64's grows no faster than twice that of stock's."""
-    if backend.name not in ("cuda", "eager") or dtype == torch.float64:
-        pytest.skip("blocks train as one function on these in 16 and 32 bits")
+    _force(served_by, monkeypatch)
     x = torch.randn(2, 24, *_SIZE).to(dtype)
     target = torch.randn(2, 24, *_SIZE).to(dtype)
     block = _block("identity", dtype, margin=0.0)
@@ -426,7 +433,7 @@ def test_ten_steps_of_training(
     wide = losses(exact, x.double(), target.double())
     stock = losses(_stock(block), x, target)
     ours = losses(block, x, target)
-    assert functions == [backend.name] * 10
+    assert functions == [served_by] * 10
     print(wide, stock - wide, ours - wide)
     assert wide[-1] < 0.9 * wide[0]
     growth = (stock - wide).abs().cummax(0).values.clamp_min(torch.finfo(dtype).eps * wide[0])
