@@ -189,18 +189,22 @@ enum WeightWork : int {
   kNormBoth,
 };
 
+// Of three warps of 48 rows: the network's M = 144·2^i and 9·C = 576·2^i are whole tiles of
+// 144×192.
 template <int RowWarps, int Columns, int Work>
 struct WeightTile {
   static constexpr bool kHasRows = Work != kNormColumns;
   static constexpr bool kHasColumns = Work != kNormRows;
   static constexpr int kRowWarps = RowWarps;
-  static constexpr int kRows = kWarpPixels * RowWarps;
+  static constexpr int kColumnWarps = RowWarps == 3 ? 4 : 2;
+  static constexpr int kWarpRows = RowWarps == 3 ? 48 : 32;
+  static constexpr int kRows = kWarpRows * RowWarps;
   static constexpr int kColumns = Columns;
   static constexpr int kWarps = RowWarps * kColumnWarps;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kWarpColumns = Columns / kColumnWarps;
-  static constexpr int kBlocks = 2;
-  static constexpr int kRegisters = 128;
+  static constexpr int kBlocks = RowWarps == 3 ? 1 : 2;
+  static constexpr int kRegisters = RowWarps == 3 ? 168 : 128;
   static constexpr int kStages = 3;
   static constexpr int kDepth = 32;  // pixels of a step
   static constexpr int kRowsPitch = odd_pitch(kRows / kChunk) * 16;
@@ -213,7 +217,7 @@ struct WeightTile {
 };
 
 // (row warps, columns), for each WeightWork.
-#define R21D_WEIGHT_TILES(tile) tile(4, 128) tile(2, 64)
+#define R21D_WEIGHT_TILES(tile) tile(3, 192) tile(4, 128) tile(2, 64)
 
 // ---- merge.cuh: the channels' sums of many tiles to those of fewer.
 struct MergeParams {

@@ -290,29 +290,30 @@ struct ConvBlock {
 };
 
 // The sums of a thread, to or from the parts' memory. `block` counts the blocks of kAddUp.
-template <int Tiles, int Threads>
+template <int Threads, int RowTiles, int Tiles>
 struct PartialSums {
+  static constexpr int kValues = RowTiles * Tiles * 4;
+
   float* mine;
   int64_t between;  // parts
 
   R21D_DEVICE PartialSums(const Split& split, int64_t block, int part) {
-    constexpr int kValues = 2 * Tiles * 4;
     between = int64_t{kValues} * Threads;
     mine = split.partial + ((block * split.parts + part) * between + ptx::thread_index());
   }
 
-  R21D_DEVICE void store(const float (&sums)[2][Tiles][4]) const {
+  R21D_DEVICE void store(const float (&sums)[RowTiles][Tiles][4]) const {
 #pragma unroll
-    for (int v = 0; v < 2 * Tiles * 4; ++v) {
+    for (int v = 0; v < kValues; ++v) {
       ptx::store_global(mine + v * Threads, sums[v / (Tiles * 4)][v / 4 % Tiles][v % 4]);
     }
   }
 
-  R21D_DEVICE void add(float (&sums)[2][Tiles][4], int parts) const {
+  R21D_DEVICE void add(float (&sums)[RowTiles][Tiles][4], int parts) const {
     const float* from = mine;
     for (int part = 0; part < parts; ++part) {
 #pragma unroll
-      for (int v = 0; v < 2 * Tiles * 4; ++v) {
+      for (int v = 0; v < kValues; ++v) {
         sums[v / (Tiles * 4)][v / 4 % Tiles][v % 4] += ptx::load_global(from + v * Threads);
       }
       from += between;
@@ -463,7 +464,7 @@ conv_kernel(const ConvParams p) {
       const ptx::Index3 grid = ptx::grid_size();
       const ptx::Index3 index = ptx::block_index();
       const int64_t place = (int64_t{block.phase} * grid.y + index.y) * grid.x + index.x;
-      const PartialSums<kTiles, Tile::kThreads> partial(p.split, place, block.part);
+      const PartialSums<Tile::kThreads, 2, kTiles> partial(p.split, place, block.part);
       if (p.split.part == kOnePart) {
         partial.store(sums);
         return;

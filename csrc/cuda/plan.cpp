@@ -117,7 +117,7 @@ std::string json_of(const TrainingConvPlan& plan) {
 std::string json_of(const WeightPlan& plan) {
   Object object;
   object.number("pixel_warps", plan.row_warps)
-      .number("rows", kWarpPixels * plan.row_warps)
+      .number("rows", plan.rows)
       .number("columns", plan.columns)
       .number("parts", plan.parts)
       .number("part_pixels", plan.part_pixels)

@@ -70,10 +70,10 @@ R21D_DEVICE void multiply(
   }
 }
 
-template <int Tiles>
-R21D_DEVICE void clear(float (&sums)[2][Tiles][4]) {
+template <int RowTiles, int Tiles>
+R21D_DEVICE void clear(float (&sums)[RowTiles][Tiles][4]) {
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < RowTiles; ++i) {
 #pragma unroll
     for (int n = 0; n < Tiles; ++n) {
 #pragma unroll

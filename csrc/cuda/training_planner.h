@@ -227,14 +227,14 @@ inline WeightProblem normed_spatial_weight_problem(const SpatialGeometry& s) {
 }
 
 struct WeightPlan {
-  int row_warps, columns;  // 0: no tile is what was forced and fits
+  int row_warps, rows, columns;  // 0: no tile is what was forced and fits
   int threads, stages, shared_bytes, registers;
   int grid_x, grid_y, parts, part_pixels;
   int blocks_per_multiprocessor;
   Cost cost;
 
   int64_t partial_bytes() const {
-    return int64_t{parts} * grid_y * row_warps * kWarpPixels * grid_x * columns * 4;
+    return int64_t{parts} * grid_y * rows * grid_x * columns * 4;
   }
 };
 
@@ -242,6 +242,7 @@ template <class Tile>
 WeightPlan weight_with(const Gpu& gpu, const WeightProblem& p, int64_t parts) {
   WeightPlan plan{};
   plan.row_warps = Tile::kRowWarps;
+  plan.rows = Tile::kRows;
   plan.columns = Tile::kColumns;
   plan.threads = Tile::kThreads;
   plan.stages = Tile::kStages;

@@ -46,31 +46,41 @@ struct OutputPixel {
 template <class Tile>
 struct WeightLoader {
   static constexpr int kRowChunks = Tile::kRows / kChunk;
-  static constexpr int kPixelsAtOnce = Tile::kThreads / kRowChunks;
+  static constexpr int kColumnChunks = Tile::kColumns / kChunk;
+  static constexpr int kPixelsAtOnce = Tile::kThreads / kColumnChunks;
   static constexpr int kPixels = Tile::kDepth / kPixelsAtOnce;
-  static_assert(Tile::kRows == Tile::kColumns, "a thread copies the same pixels of both operands");
+  static_assert(
+      kColumnChunks * kPixelsAtOnce == Tile::kThreads && kPixelsAtOnce * kPixels == Tile::kDepth,
+      "every thread copies columns, and all are copied");
+  static_assert(kRowChunks <= kColumnChunks, "there are threads enough to copy the rows");
 
   const WeightGradientParams& p;
-  int chunk;        // of the thread, in the tile's rows and in its columns
-  int first_pixel;  // of the thread, in a step
-  int end;          // of the part's pixels
-  int row;          // channel of the gradient
+  // Of the thread, in the tile's rows and in its columns: the chunk, and the first line, of a
+  // pixel, in a step. Rows of fewer chunks leave the last threads without one.
+  int row_chunk, row_line;
+  int column_chunk, column_line;
+  bool has_rows;
+  int end;  // of the part's pixels
+  int row;  // channel of the gradient
   int tap_row, tap_col, channel;
   bool row_wanted, column_wanted;
   int step_rows, step_cols;
-  OutputPixel pixel;                     // the first of the thread in the step that comes next
+  OutputPixel pixel;                     // the first of the thread's columns in the next step
   uint32_t rows_copied, columns_copied;  // as ConvLoader::copied
 
   R21D_DEVICE WeightLoader(
       const WeightGradientParams& params, int first_row, int first_column, int first, int last)
-      : p(params), pixel(params, first + static_cast<int>(ptx::thread_index()) / kRowChunks) {
+      : p(params), pixel(params, first + static_cast<int>(ptx::thread_index()) / kColumnChunks) {
     const int thread = static_cast<int>(ptx::thread_index());
-    chunk = thread % kRowChunks;
-    first_pixel = thread / kRowChunks;
+    row_chunk = thread % kRowChunks;
+    row_line = thread / kRowChunks;
+    column_chunk = thread % kColumnChunks;
+    column_line = thread / kColumnChunks;
+    has_rows = kRowChunks == kColumnChunks || row_line < kPixelsAtOnce;
     end = last;
-    row = first_row + chunk * kChunk;
+    row = first_row + row_chunk * kChunk;
     row_wanted = ptx::below(R21D_SITE("weight: rows read"), row / kChunk, p.rows_pitch / kChunk);
-    const int column = first_column + chunk * kChunk;
+    const int column = first_column + column_chunk * kChunk;
     column_wanted = column < p.column_count;
     const int tap = column / p.channels;
     channel = column - tap * p.channels;
@@ -89,26 +99,42 @@ struct WeightLoader {
            ptx::below(R21D_SITE("weight: last column of the image"), x, p.image_cols);
   }
 
+  // The thread's first chunks of a stage.
+  R21D_DEVICE Address rows_at(Address stage) const {
+    return stage + row_line * Tile::kRowsPitch + row_chunk * 16;
+  }
+
+  R21D_DEVICE Address columns_at(Address stage) const {
+    return stage + Tile::kColumnsAt + column_line * Tile::kColumnsPitch + column_chunk * 16;
+  }
+
+  R21D_DEVICE void load_rows(Address stage, int i) {
+    const int at = pixel.index + (row_line - column_line);
+    const bool there = ptx::below(R21D_SITE("weight: pixels of the rows"), at, end);
+    const bool here = has_rows && there && row_wanted;
+    if (has_rows) {
+      const Address to = rows_at(stage) + i * kPixelsAtOnce * Tile::kRowsPitch;
+      const int64_t from = int64_t{at} * p.rows_pitch + row;
+      ptx::cp_async16(to, static_cast<const uint16_t*>(p.rows) + from, here);
+      if constexpr (Tile::kHasRows) {
+        if (p.rows_prologue.second != nullptr) {
+          const uint16_t* second = static_cast<const uint16_t*>(p.rows_prologue.second);
+          ptx::cp_async16(to + Tile::kSecond, second + from, here);
+        }
+      }
+    }
+    if constexpr (Tile::kHasRows) {
+      rows_copied = rows_copied << 1 | (here ? 1u : 0u);
+    }
+  }
+
   // Starts the copies of the next step into `stage`.
   R21D_DEVICE void load(Address stage) {
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
-      const int line = first_pixel + i * kPixelsAtOnce;
+      load_rows(stage, i);
       const bool there = ptx::below(R21D_SITE("weight: pixels of the part"), pixel.index, end);
-
-      const Address rows_to = stage + line * Tile::kRowsPitch + chunk * 16;
-      const bool row_here = there && row_wanted;
-      const int64_t rows_from = int64_t{pixel.index} * p.rows_pitch + row;
-      ptx::cp_async16(rows_to, static_cast<const uint16_t*>(p.rows) + rows_from, row_here);
-      if constexpr (Tile::kHasRows) {
-        if (p.rows_prologue.second != nullptr) {
-          const uint16_t* second = static_cast<const uint16_t*>(p.rows_prologue.second);
-          ptx::cp_async16(rows_to + Tile::kSecond, second + rows_from, row_here);
-        }
-        rows_copied = rows_copied << 1 | (row_here ? 1u : 0u);
-      }
-
-      const Address columns_to = stage + Tile::kColumnsAt + line * Tile::kColumnsPitch + chunk * 16;
+      const Address columns_to = columns_at(stage) + i * kPixelsAtOnce * Tile::kColumnsPitch;
       const int y = pixel.row * p.stride_rows - p.padding_rows;
       const int x = pixel.col * p.stride_cols - p.padding_cols;
       const int64_t image = int64_t{pixel.image} * p.image_rows;
@@ -169,7 +195,7 @@ struct WeightLoader {
       map_chunks<T, NormBackward, kPixels>(
           p.rows_prologue,
           row,
-          stage + first_pixel * Tile::kRowsPitch + chunk * 16,
+          rows_at(stage),
           kPixelsAtOnce * Tile::kRowsPitch,
           Tile::kSecond,
           rows_copied >> kOldest);
@@ -178,7 +204,7 @@ struct WeightLoader {
       map_chunks<T, NormRelu, kPixels>(
           p.columns_prologue,
           channel,
-          stage + Tile::kColumnsAt + first_pixel * Tile::kColumnsPitch + chunk * 16,
+          columns_at(stage),
           kPixelsAtOnce * Tile::kColumnsPitch,
           0,
           columns_copied >> kOldest);
@@ -187,16 +213,19 @@ struct WeightLoader {
 };
 
 // sums[i][n] += a·b over 16 pixels, both read transposed: `rows` and `columns` are the lane's.
-template <class T, int Tiles>
-R21D_DEVICE void multiply_transposed(float (&sums)[2][Tiles][4], Address rows, Address columns) {
-  const ptx::Fragment4 a[2] = {
-      ptx::ldmatrix_x4_transposed(R21D_SITE("weight: a"), rows),
-      ptx::ldmatrix_x4_transposed(R21D_SITE("weight: a"), rows + 2 * 16)};
+template <class T, int RowTiles, int Tiles>
+R21D_DEVICE void multiply_transposed(
+    float (&sums)[RowTiles][Tiles][4], Address rows, Address columns) {
+  ptx::Fragment4 a[RowTiles];
+#pragma unroll
+  for (int i = 0; i < RowTiles; ++i) {
+    a[i] = ptx::ldmatrix_x4_transposed(R21D_SITE("weight: a"), rows + i * 2 * 16);
+  }
 #pragma unroll
   for (int n = 0; n < Tiles; n += 2) {
     const ptx::Fragment4 b = ptx::ldmatrix_x4_transposed(R21D_SITE("weight: b"), columns + n * 16);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < RowTiles; ++i) {
       ptx::mma_m16n8k16<T>(R21D_SITE("weight: product"), sums[i][n], a[i].x, b.x[0], b.x[1]);
       ptx::mma_m16n8k16<T>(R21D_SITE("weight: product"), sums[i][n + 1], a[i].x, b.x[2], b.x[3]);
     }
@@ -207,7 +236,7 @@ R21D_DEVICE void multiply_transposed(float (&sums)[2][Tiles][4], Address rows, A
 template <class T, class Tile>
 R21D_DEVICE void write_weights(
     const WeightGradientParams& p,
-    const float (&sums)[2][Tile::kWarpColumns / 8][4],
+    const float (&sums)[Tile::kWarpRows / 16][Tile::kWarpColumns / 8][4],
     int first_row,
     int first_column) {
   const int lane = static_cast<int>(lane_index());
@@ -223,7 +252,7 @@ R21D_DEVICE void write_weights(
         continue;
       }
 #pragma unroll
-      for (int half = 0; half < 4; ++half) {
+      for (int half = 0; half < Tile::kWarpRows / 8; ++half) {
         const int row = first_row + half * 8 + lane / 4;
         if (ptx::below(R21D_SITE("weight: rows stored"), row, p.row_count)) {
           const int64_t taps = int64_t{row} * (p.kernel_rows * p.kernel_cols) + tap;
@@ -239,12 +268,13 @@ R21D_DEVICE void write_weights(
 template <class T, class Tile>
 R21D_KERNEL(Tile::kThreads, Tile::kBlocks)
 weight_gradient_kernel(const WeightGradientParams p) {
+  constexpr int kRowTiles = Tile::kWarpRows / 16;
   constexpr int kTiles = Tile::kWarpColumns / 8;
   constexpr int kStages = Tile::kStages;
   const Address ring = ptx::dynamic_shared();
   const int lane = static_cast<int>(lane_index());
   const int warp = static_cast<int>(warp_index());
-  const int warp_row = warp % Tile::kRowWarps * kWarpPixels;
+  const int warp_row = warp % Tile::kRowWarps * Tile::kWarpRows;
   const int warp_column = warp / Tile::kRowWarps * Tile::kWarpColumns;
   const ptx::Index3 index = ptx::block_index();
   const int first_column = static_cast<int>(index.x) * Tile::kColumns;
@@ -266,7 +296,7 @@ weight_gradient_kernel(const WeightGradientParams p) {
     ptx::cp_async_commit(R21D_SITE("weight: first steps"));
   }
 
-  float sums[2][kTiles][4];
+  float sums[kRowTiles][kTiles][4];
   clear(sums);
   // Lane 8·i + r reads pixel r of matrix i: of a, pixels 0-7 for both chunks of rows, then 8-15; of
   // b, pixels 0-15 for one chunk of columns, then for the next.
@@ -300,7 +330,7 @@ weight_gradient_kernel(const WeightGradientParams p) {
   if (p.split.part != kWhole) {
     const int64_t place = int64_t{index.y} * ptx::grid_size().x + index.x;
     const bool adds = p.split.part == kAddUp;
-    const PartialSums<kTiles, Tile::kThreads> partial(p.split, place, adds ? 0 : part);
+    const PartialSums<Tile::kThreads, kRowTiles, kTiles> partial(p.split, place, adds ? 0 : part);
     if (!adds) {
       partial.store(sums);
       return;

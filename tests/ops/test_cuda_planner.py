@@ -189,7 +189,8 @@ def _check_fused(problem: Problem, device: Device, plan: dict[str, Any]) -> None
 
 
 def _check_block(part: dict[str, Any], device: Device, blocks: int) -> None:
-    assert part["threads"] == 64 * part["pixel_warps"]
+    # Two warps side by side share the columns; four where a tile has 192.
+    assert part["threads"] == 32 * part["pixel_warps"] * (4 if part.get("columns") == 192 else 2)
     assert part["shared_bytes"] <= device.shared_block
     resident = part["blocks_per_multiprocessor"]
     assert resident >= 1

@@ -17,7 +17,7 @@ CONV_TILES = ((4, 144), (4, 128), (4, 96), (4, 64), (4, 48), (2, 64))
 
 #: (pixel warps, columns) of training's convolutions; (row warps, columns) of its weight gradients.
 TRAINING_TILES = ((4, 144), (4, 128), (4, 64), (2, 64))
-WEIGHT_TILES = ((4, 128), (2, 64))
+WEIGHT_TILES = ((3, 192), (4, 128), (2, 64))
 
 DTYPES = ("bfloat16", "float16")
 
