@@ -4,25 +4,31 @@ The real launchers run on tensors without memory, at layers of R(2+1)D-18, while
 a GPU of the architecture asked for. Each launch compiles instead, specialised as any launch is, and
 the tuner compiles the configurations that it would time.
 
-Run as ``python tests/ops/triton_compilation.py --arch 90`` it prints the table of all. It needs a
-process of its own: where ``TRITON_INTERPRET`` is set there is nothing to compile.
+Run as ``python tests/ops/triton_compilation.py`` it prints the table of all, and with ``--write``
+it goes to ``triton_resources.json``. Each architecture is compiled by a process of its own: within
+one Triton launches again what it has compiled, and where ``TRITON_INTERPRET`` is set there is
+nothing to compile.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
+import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
@@ -41,6 +47,21 @@ from r21d_ops.triton import (
     temporal_dgrad,
     temporal_wgrad,
     tuning,
+)
+
+ARCHES = (80, 90)
+TRITON = triton.__version__
+
+#: What was compiled of the sources whose digest it holds, by the version of Triton that it names.
+TABLE = Path(__file__).with_name("triton_resources.json")
+
+_ROOT = Path(__file__).parents[2]
+_SOURCES = (
+    "r21d_ops/triton/*.py",
+    "r21d_ops/problem.py",
+    "r21d_ops/shapes.py",
+    "python/r21d/models/layers.py",
+    "tests/ops/triton_compilation.py",
 )
 
 #: Those of the table of layers in the design: clips a batch, frames a clip.
@@ -69,12 +90,14 @@ class Case(NamedTuple):
 class Row:
     """What became of one kernel; ``shared`` memory and ``stack`` in bytes.
 
+    ``case`` is its place in :func:`list_cases`.
     ``tensor_cores`` is their instruction with the operands' type, e.g. ``wgmma bf16``; loads are
     ``wide`` with 16 bytes and ``narrow`` with a single 16-bit value; ``summed`` is how many
     products go into one value of the first matrix product, padding included; ``atomics`` are
     operations whose order is not fixed.
     """
 
+    case: int
     operator: str
     layer: str
     arithmetic: str
@@ -269,18 +292,21 @@ def _compiling(case: Case, arch: int) -> Iterator[list[_Compiled]]:
         found += compiled.values()
 
 
-def compile_case(case: Case, arch: int) -> list[Row]:
-    """A row for each kernel that the launcher would launch."""
+def compile_case(index: int, arch: int) -> list[Row]:
+    """A row for each kernel that the launcher would launch in that case of :func:`list_cases`."""
+    case = list_cases()[index]
     with _compiling(case, arch) as compiled:
         LAUNCHERS[case.operator](_Operands(case), case)
-    return [_row(case, arch, *each) for each in compiled]
+    return [_row(index, arch, *each) for each in compiled]
 
 
-def _row(case: Case, arch: int, kernel: Any, tile: Any, arguments: dict[str, Any]) -> Row:
+def _row(index: int, arch: int, kernel: Any, tile: Any, arguments: dict[str, Any]) -> Row:
+    case = list_cases()[index]
     ptx = kernel.asm["ptx"]
     run = _RUNS[arguments.get("RUN", 0)]
     registers, stack = _resources(kernel.asm["cubin"], arch)
     return Row(
+        case=index,
         operator=case.operator,
         layer=case.layer,
         arithmetic=case.arithmetic,
@@ -384,17 +410,95 @@ def print_table(rows: Iterable[Row]) -> None:
         )
 
 
+def digest_of_sources() -> str:
+    """Of every file that decides what is compiled, and of its name."""
+    digest = hashlib.sha256()
+    for pattern in _SOURCES:
+        paths = sorted(_ROOT.glob(pattern))
+        assert paths, f"there is no {pattern}"
+        for path in paths:
+            content = hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n"))
+            digest.update(f"{path.name} {content.hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """A table with a row a line."""
+    head = {
+        "triton": TRITON,
+        "sources": digest_of_sources(),
+        "fields": [field.name for field in fields(Row)],
+    }
+    lines = ",\n".join(f"  {json.dumps(astuple(row))}" for row in rows)
+    text = json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n'
+    path.write_text(text, encoding="utf-8")
+
+
+class Table(NamedTuple):
+    """What :func:`write_rows` wrote."""
+
+    triton: str
+    sources: str
+    rows: list[Row]
+
+    def is_current(self) -> bool:
+        """Whether it is of these kernels and this Triton."""
+        return (self.triton, self.sources) == (TRITON, digest_of_sources())
+
+
+def read_rows(path: Path) -> Table:
+    """The table at ``path``."""
+    table = json.loads(path.read_text(encoding="utf-8"))
+    rows = [Row(**dict(zip(table["fields"], row, strict=True))) for row in table["rows"]]
+    return Table(table["triton"], table["sources"], rows)
+
+
+def compile_in_processes(folder: Path, cases: Iterable[int]) -> None:
+    """The rows of those cases for each architecture, to ``rows.json`` in ``folder``."""
+    # An empty cache: nothing that another version of the kernels left is mistaken for ours.
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    files = {arch: folder / f"{arch}.json" for arch in ARCHES}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--arch", str(arch), "--json", str(path),
+             "--cases", *map(str, cases)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for arch, path in files.items()
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate()[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, output in zip(processes, outputs, strict=True):
+        if process.returncode != 0:
+            raise RuntimeError(output[-8000:])
+    write_rows(
+        folder / "rows.json", (row for path in files.values() for row in read_rows(path).rows)
+    )
+
+
 def main() -> None:
     """Compiles every case and prints the table, or writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arch", type=int, choices=(80, 90), required=True)
-    parser.add_argument("--json", type=Path, help="write the rows there instead")
+    parser.add_argument("--write", action="store_true", help=f"the table, to {TABLE.name}")
+    parser.add_argument("--cases", type=int, nargs="+", default=range(len(list_cases())))
+    parser.add_argument("--arch", type=int, choices=ARCHES, help="in this process")
+    parser.add_argument("--json", type=Path, help="the rows of --arch, there")
     options = parser.parse_args()
-    rows = [row for case in list_cases() for row in compile_case(case, options.arch)]
-    if options.json is None:
-        print_table(rows)
+    if options.arch is not None:
+        rows = [row for case in options.cases for row in compile_case(case, options.arch)]
+        write_rows(options.json, rows)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        compile_in_processes(Path(folder), options.cases)
+        rows = read_rows(Path(folder, "rows.json")).rows
+    if options.write:
+        write_rows(TABLE, rows)
     else:
-        options.json.write_text(json.dumps([asdict(row) for row in rows]), encoding="utf-8")
+        print_table(rows)
 
 
 if __name__ == "__main__":
