@@ -22,7 +22,7 @@ R21D_BOTH constexpr int larger(int a, int b) {
   return a > b ? a : b;
 }
 
-// Two warps share a tile's columns; each has 32 of its pixels.
+// Two warps share a tile's columns; each has 32 of its pixels. WeightTile has its own.
 inline constexpr int kWarpPixels = 32;
 inline constexpr int kColumnWarps = 2;
 inline constexpr int kChunk = 8;  // 16-bit values of 16 bytes
@@ -189,8 +189,9 @@ enum WeightWork : int {
   kNormBoth,
 };
 
-// Of three warps of 48 rows: the network's M = 144·2^i and 9·C = 576·2^i are whole tiles of
-// 144×192.
+// Warps are 32 rows high, two beside each other; 144×192 is 3×4 of 48×48, of which the spatial
+// weights of blocks that keep their channels are whole tiles: M = 144·2^i rows, 9·C = 576·2^i
+// columns.
 template <int RowWarps, int Columns, int Work>
 struct WeightTile {
   static constexpr bool kHasRows = Work != kNormColumns;

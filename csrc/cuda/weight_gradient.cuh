@@ -76,7 +76,8 @@ struct WeightLoader {
     row_line = thread / kRowChunks;
     column_chunk = thread % kColumnChunks;
     column_line = thread / kColumnChunks;
-    has_rows = kRowChunks == kColumnChunks || row_line < kPixelsAtOnce;
+    has_rows = kRowChunks == kColumnChunks ||
+               ptx::below(R21D_SITE("weight: lines of the rows"), row_line, kPixelsAtOnce);
     end = last;
     row = first_row + row_chunk * kChunk;
     row_wanted = ptx::below(R21D_SITE("weight: rows read"), row / kChunk, p.rows_pitch / kChunk);

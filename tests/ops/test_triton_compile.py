@@ -9,6 +9,7 @@ must be as the table has them (15 s). The table is printed (``pytest -s``).
 from __future__ import annotations
 
 import importlib
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from ops.triton_compilation import (
     TRITON,
     Row,
     compile_in_processes,
+    digest_of_sources,
     list_cases,
     print_table,
     read_rows,
@@ -47,6 +49,7 @@ def _compile(folder: Path) -> None:
     cases: Sequence[int] = range(len(list_cases()))
     if read_rows(TABLE).is_current():
         cases = random.sample(cases, _DRAWN)
+        print("compiled anew:", *cases)
     compile_in_processes(folder, cases)
 
 
@@ -79,9 +82,13 @@ def _products(rows: list[Row]) -> list[Row]:
 
 def test_the_table_is_what_is_compiled(compiled_now: list[Row]) -> None:
     table = read_rows(TABLE)
+    assert table.sources == digest_of_sources(), (
+        f"{TABLE.name} is of other kernels: python tests/ops/triton_compilation.py --write"
+    )
+    cases = range(len(list_cases()))
+    assert {(row.arch, row.case) for row in table.rows} == set(itertools.product(ARCHES, cases))
     if table.triton != TRITON:
         pytest.skip(f"{TABLE.name} is of Triton {table.triton}, this is {TRITON}")
-    assert table.is_current(), f"{TABLE.name} is of other kernels: triton_compilation.py --write"
     drawn = {(row.arch, row.case) for row in compiled_now}
     assert len(drawn) == len(ARCHES) * _DRAWN
     expected = [row for row in table.rows if (row.arch, row.case) in drawn]

@@ -58,6 +58,7 @@ TABLE = Path(__file__).with_name("triton_resources.json")
 _ROOT = Path(__file__).parents[2]
 _SOURCES = (
     "r21d_ops/triton/*.py",
+    "r21d_ops/dispatch/__init__.py",
     "r21d_ops/problem.py",
     "r21d_ops/shapes.py",
     "python/r21d/models/layers.py",
@@ -422,11 +423,13 @@ def digest_of_sources() -> str:
     return digest.hexdigest()
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """A table with a row a line."""
+def write_rows(path: Path, sources: str, rows: Iterable[Row]) -> None:
+    """A table with a row a line; ``sources``: their digest before anything was compiled."""
+    if sources != digest_of_sources():
+        raise RuntimeError("a source was changed while it was compiled")
     head = {
         "triton": TRITON,
-        "sources": digest_of_sources(),
+        "sources": sources,
         "fields": [field.name for field in fields(Row)],
     }
     lines = ",\n".join(f"  {json.dumps(astuple(row))}" for row in rows)
@@ -455,9 +458,12 @@ def read_rows(path: Path) -> Table:
 
 def compile_in_processes(folder: Path, cases: Iterable[int]) -> None:
     """The rows of those cases for each architecture, to ``rows.json`` in ``folder``."""
-    # An empty cache: nothing that another version of the kernels left is mistaken for ours.
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
-    environment.pop("TRITON_INTERPRET", None)
+    sources = digest_of_sources()
+    # Triton's defaults, and an empty cache: nothing that another version of the kernels left is
+    # mistaken for ours.
+    options = ("TRITON_", "LLVM_", "MLIR_", "DISABLE_", "PTXAS_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(options)}
+    environment |= {"TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
     files = {arch: folder / f"{arch}.json" for arch in ARCHES}
     processes = [
         subprocess.Popen(
@@ -476,27 +482,32 @@ def compile_in_processes(folder: Path, cases: Iterable[int]) -> None:
         if process.returncode != 0:
             raise RuntimeError(output[-8000:])
     write_rows(
-        folder / "rows.json", (row for path in files.values() for row in read_rows(path).rows)
+        folder / "rows.json", sources, [r for f in files.values() for r in read_rows(f).rows]
     )
 
 
 def main() -> None:
-    """Compiles every case and prints the table, or writes the rows."""
+    """Compiles every case and prints the table, or writes it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"the table, to {TABLE.name}")
-    parser.add_argument("--cases", type=int, nargs="+", default=range(len(list_cases())))
-    parser.add_argument("--arch", type=int, choices=ARCHES, help="in this process")
-    parser.add_argument("--json", type=Path, help="the rows of --arch, there")
+    inner = parser.add_argument_group("one architecture, in this process")
+    inner.add_argument("--arch", type=int, choices=ARCHES)
+    inner.add_argument("--cases", type=int, nargs="+")
+    inner.add_argument("--json", type=Path, help="where the rows go")
     options = parser.parse_args()
+    given = [option is not None for option in (options.arch, options.cases, options.json)]
+    if any(given) and (options.write or not all(given)):
+        parser.error("--arch, --cases and --json go together, and without --write")
+    sources = digest_of_sources()
     if options.arch is not None:
         rows = [row for case in options.cases for row in compile_case(case, options.arch)]
-        write_rows(options.json, rows)
+        write_rows(options.json, sources, rows)
         return
     with tempfile.TemporaryDirectory() as folder:
-        compile_in_processes(Path(folder), options.cases)
+        compile_in_processes(Path(folder), range(len(list_cases())))
         rows = read_rows(Path(folder, "rows.json")).rows
     if options.write:
-        write_rows(TABLE, rows)
+        write_rows(TABLE, sources, rows)
     else:
         print_table(rows)
 

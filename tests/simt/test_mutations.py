@@ -20,7 +20,7 @@ import torch
 from ops.problems import Case, Operands, make_operands, with_epilogue
 from simt.library import simulator
 from simt.simulated import Setting, simulate
-from simt.training import tiles_of
+from simt.training import UninitialisedReadError, tiles_of
 from simt.training_steps import Inputs, run_step
 from torch import Tensor
 
@@ -166,6 +166,8 @@ class Runs:
                     bits = run(mode=mode, mutate=(site, perturbation))
                 except simulator().Fault as fault:
                     return f"{fault.kind} ({name}, {mode})"
+                except UninitialisedReadError:
+                    return f"uninitialised read ({name}, {mode})"
                 different = int((bits != expected).sum())
                 if different:
                     return f"{different} values differ ({name}, {mode})"

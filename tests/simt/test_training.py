@@ -79,6 +79,21 @@ def test_random_problem(index: int, seed: int, generator: torch.Generator) -> No
     assert_step_accurate(case, dtype, rng, generator, ours)
 
 
+@pytest.mark.parametrize("index", [8, 9, 10])
+def test_weights_of_several_tiles(index: int, generator: torch.Generator) -> None:
+    """Both weights' gradients in two rows of tiles and more columns, some of them full."""
+    case = Case("large", n=1, c=24, m=150, o=150, size=(3, 5, 7))
+    force = tiles_of(index, 3)
+    assert len({force[name]["columns"] for name in ("temporal_weight", "spatial_weight")}) == 1
+    assert_step_accurate(
+        case,
+        torch.bfloat16,
+        random.Random(index),
+        generator,
+        lambda inputs: run_step(inputs, force),
+    )
+
+
 def _compiled_tiles(macro: str) -> set[tuple[int, ...]]:
     text = (Path(__file__).parents[2] / "csrc" / "cuda" / "config.h").read_text(encoding="utf-8")
     found = re.search(rf"#define {macro}\(tile\)((?:.*\\\n)*.*)", text)

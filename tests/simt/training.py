@@ -89,6 +89,10 @@ def _parsed(force: str) -> Force:
     return found
 
 
+class UninitialisedReadError(Exception):
+    """A kernel has read shared memory that it had not written: poison."""
+
+
 class _Call:
     """One operator's problem in the simulator; tiles by its shape where nothing is forced, so that
     tests meet every tile and a call is the same twice."""
@@ -118,7 +122,8 @@ class _Call:
             found = getattr(self._call, name)(*given)
             last.clear()
             last.update(self._call.ran)
-            assert last["uninitialised_reads"] == 0
+            if last["uninitialised_reads"] > 0:
+                raise UninitialisedReadError(f"{name}: {last['uninitialised_reads']} reads")
             traffic.extend(last["traffic"])
             return found if isinstance(found, tuple) else (found,)
 
