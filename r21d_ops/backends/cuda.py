@@ -16,6 +16,7 @@ from torch import Tensor
 from r21d_ops import dispatch, native
 from r21d_ops.backends.eager import Norm, NormGradient
 from r21d_ops.backends.limits import exceeds
+from r21d_ops.dynamo import constant_result
 from r21d_ops.problem import Problem, Triple, problem_of
 from r21d_ops.shapes import ndhwc
 
@@ -45,7 +46,7 @@ _MOST_PHASES = 65535
 
 
 # A tracer would look through the cache and into the library.
-@torch.compiler.assume_constant_result
+@constant_result
 def unavailable() -> str | None:
     """Needs the native library with its CUDA sources, a torch with CUDA, and a current GPU that the
     library holds code for."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from r21d_ops.backends import eager
 from r21d_ops.backends.limits import exceeds
+from r21d_ops.dynamo import constant_result
 from r21d_ops.problem import Problem, Triple
 from r21d_ops.shapes import padded
 from r21d_ops.triton import INTERPRETED
@@ -37,7 +38,7 @@ _LEAST_CAPABILITY = (8, 0)
 
 
 # A tracer would look through the cache and into the search for packages.
-@torch.compiler.assume_constant_result
+@constant_result
 def unavailable() -> str | None:
     """Needs Triton, and an NVIDIA GPU or the interpreter."""
     return _unavailable()

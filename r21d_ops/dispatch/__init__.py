@@ -15,6 +15,7 @@ import torch
 
 from r21d_ops.dispatch import measurements
 from r21d_ops.dispatch.estimate import GPUS, ONE_TILE, PLANNERS, estimates
+from r21d_ops.dynamo import constant_result
 from r21d_ops.problem import MOST_LIVE, Problem, live_frames
 
 #: Forces the kernels of inference: ``fused`` or ``two``. What has one way, as on a CPU, ignores it.
@@ -158,7 +159,7 @@ def _plain(problem: Problem) -> tuple[tuple[Any, ...], bool]:
 
 
 # A tracer would look through the caches below and into files; to it the answers are constants.
-@torch.compiler.assume_constant_result
+@constant_result
 def _traced_backend(
     fields: tuple[Any, ...],
     training: bool,
@@ -168,7 +169,7 @@ def _traced_backend(
     return route(Problem(*fields), training, gpu_name(), able).backend
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _traced_kernels(
     backend: str, fields: tuple[Any, ...], known: bool, gpu: str | None, forced: str | None
 ) -> str:

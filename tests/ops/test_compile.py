@@ -24,8 +24,10 @@ from ops.modules_under_test import (
     stock_ways,
 )
 from torch import Tensor, nn
+from torch.compiler import assume_constant_result
 
 import r21d_ops
+from r21d_ops.dynamo import constant_result
 
 _COMPILER = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None,
@@ -42,6 +44,11 @@ def _fresh_dynamo() -> None:
 def x() -> Tensor:
     """(2, 5, 4, 9, 8)."""
     return torch.randn(2, 5, 4, 9, 8)
+
+
+def test_constant_results_are_marked_as_torch_marks_them() -> None:
+    ours, theirs = (mark(lambda: 1) for mark in (constant_result, assume_constant_result))
+    assert vars(ours) == vars(theirs) != {}
 
 
 @_COMPILER

@@ -177,7 +177,9 @@ class VideoResNet(VideoModel):
         self.avgpool = nn.AdaptiveAvgPool3d(1)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(self.config["widths"][-1], num_classes)
-        self._initialise(zero_init_residual)
+        # On "meta" there is nothing to fill, and for a normal there torch imports its compiler.
+        if not self.fc.weight.is_meta:
+            self._initialise(zero_init_residual)
 
     def _run_stage(self, stage: str, x: torch.Tensor) -> torch.Tensor:
         x = super()._run_stage(stage, x)

@@ -7,7 +7,8 @@ optimiser and DistributedDataParallel notice nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -47,11 +48,17 @@ class CPUSyncBatchNorm(nn.SyncBatchNorm):
             raise ValueError(
                 f"input must be of shape (N, {self.num_features}, ...), got {tuple(input.shape)}"
             )
-        return _share(self, input, group)
+        return _untraced_share()(self, input, group)
 
 
-# Collectives inside an autograd function are beyond torch.compile's tracing.
-@torch.compiler.disable
+@functools.cache
+def _untraced_share() -> Callable[[nn.SyncBatchNorm, Tensor, dist.ProcessGroup], Tensor]:
+    """Collectives inside an autograd function are beyond torch.compile's tracing. What keeps it
+    from them imports all of it, a second that only those who train so should wait."""
+    share: Callable[..., Tensor] = torch.compiler.disable(_share)
+    return share
+
+
 def _share(norm: nn.SyncBatchNorm, x: Tensor, group: dist.ProcessGroup) -> Tensor:
     momentum = average_factor(norm)
     y, mean, unbiased, values = _Normalize.apply(x, norm.weight, norm.bias, norm.eps, group)

@@ -127,6 +127,7 @@ def main(rank: int, folder: Path) -> None:
     Path(folder / f"{rank}.json").write_text(json.dumps(found))
     found["dying"] = outcome(lambda: evaluate(model, videos(400), batch_size=4))
     Path(folder / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

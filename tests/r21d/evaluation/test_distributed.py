@@ -30,7 +30,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the scenarios came to in each of two processes."""
     folder = tmp_path_factory.mktemp("ranks")
     done = run_pair(rank_scenarios.__file__, folder)
-    assert [one.returncode for one in done] == [0, 3], [one.stderr for one in done]
+    assert [one.returncode for one in done] == [0, 3], "\n".join(one.stderr for one in done)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

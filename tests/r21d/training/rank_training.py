@@ -209,6 +209,7 @@ def main(rank: int, folder: Path) -> None:
         Path(folder / f"{rank}.json").write_text(json.dumps(found))
         found[name] = scenario(rank)
     Path(folder / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def killed(folder: Path) -> subprocess.CompletedProcess[str]:
 def found(folder: Path, killed: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     """What the scenarios came to in each of two processes, and that run goes on in them."""
     done = run_pair(rank_training.__file__, folder)
-    assert [one.returncode for one in done] == [0, 3], [one.stderr for one in done]
+    assert [one.returncode for one in done] == [0, 3], "\n".join(one.stderr for one in done)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
