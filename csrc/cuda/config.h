@@ -196,16 +196,17 @@ template <int RowWarps, int Columns, int Work>
 struct WeightTile {
   static constexpr bool kHasRows = Work != kNormColumns;
   static constexpr bool kHasColumns = Work != kNormRows;
+  static constexpr bool kTwelveWarps = RowWarps == 3;
   static constexpr int kRowWarps = RowWarps;
-  static constexpr int kColumnWarps = RowWarps == 3 ? 4 : 2;
-  static constexpr int kWarpRows = RowWarps == 3 ? 48 : 32;
+  static constexpr int kColumnWarps = kTwelveWarps ? 4 : 2;
+  static constexpr int kWarpRows = kTwelveWarps ? 48 : 32;
   static constexpr int kRows = kWarpRows * RowWarps;
   static constexpr int kColumns = Columns;
   static constexpr int kWarps = RowWarps * kColumnWarps;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kWarpColumns = Columns / kColumnWarps;
-  static constexpr int kBlocks = RowWarps == 3 ? 1 : 2;
-  static constexpr int kRegisters = RowWarps == 3 ? 168 : 128;
+  static constexpr int kBlocks = kTwelveWarps ? 1 : 2;
+  static constexpr int kRegisters = kTwelveWarps ? 168 : 128;
   static constexpr int kStages = 3;
   static constexpr int kDepth = 32;  // pixels of a step
   static constexpr int kRowsPitch = odd_pitch(kRows / kChunk) * 16;
