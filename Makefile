@@ -2,6 +2,7 @@
 # make test    set up, then every test
 # make bench   set up, then the benchmarks (benchmarks/results/)
 # make lint    style and types;  make format  fixes style
+# make triton-table  writes the table of compiled Triton kernels anew, two minutes (tests/ops)
 # make sanitize  on a machine with a GPU: compute-sanitizer over its tests
 #
 # VENV, TORCH, TORCHVISION and TRITON can be set: make test TORCH=torch==2.12.0. A torch that is already in
@@ -31,7 +32,7 @@ STYLED := $(shell find csrc -type f)
 SOURCES := r21d_ops python benchmarks tests docs setup.py
 
 .DELETE_ON_ERROR:
-.PHONY: demo test bench lint format sanitize clean
+.PHONY: demo test bench lint format triton-table sanitize clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/r21d demo --out demo
@@ -52,6 +53,9 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/clang-format -i $(STYLED)
+
+triton-table: $(VENV)/dev.stamp
+	PYTHONPATH=python:.:tests $(BIN)/python -m ops.triton_compilation --write
 
 sanitize: $(VENV)/dev.stamp
 	PYTHON=$(BIN)/python tests/gpu/sanitize.sh memcheck racecheck

@@ -18,18 +18,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from ops.triton_compilation import (
-    ARCHES,
-    LAUNCHERS,
-    TABLE,
-    TRITON,
-    Row,
-    compile_in_processes,
-    digest_of_sources,
-    list_cases,
-    print_table,
-    read_rows,
-)
+from ops.triton_compilation import LAUNCHERS, compile_in_processes, list_cases
+from ops.triton_table import ARCHES, TABLE, TRITON, Row, digest_of_sources, print_table, read_rows
 
 from r21d.models.layers import LAYERS
 
@@ -82,9 +72,8 @@ def _products(rows: list[Row]) -> list[Row]:
 
 def test_the_table_is_what_is_compiled(compiled_now: list[Row]) -> None:
     table = read_rows(TABLE)
-    assert table.sources == digest_of_sources(), (
-        f"{TABLE.name} is of other kernels: python tests/ops/triton_compilation.py --write"
-    )
+    current = table.sources == digest_of_sources()
+    assert current, f"{TABLE.name} is of other kernels: make triton-table"
     cases = range(len(list_cases()))
     assert {(row.arch, row.case) for row in table.rows} == set(itertools.product(ARCHES, cases))
     if table.triton != TRITON:

@@ -4,31 +4,37 @@ The real launchers run on tensors without memory, at layers of R(2+1)D-18, while
 a GPU of the architecture asked for. Each launch compiles instead, specialised as any launch is, and
 the tuner compiles the configurations that it would time.
 
-Run as ``python tests/ops/triton_compilation.py`` it prints the table of all, and with ``--write``
-it goes to ``triton_resources.json``. Each architecture is compiled by a process of its own: within
-one Triton launches again what it has compiled, and where ``TRITON_INTERPRET`` is set there is
-nothing to compile.
+Run as a module it prints the table of all, and with ``--write``, as in ``make triton-table``, it
+goes to ``triton_resources.json`` (:mod:`ops.triton_table`). Each architecture is compiled by a
+process of its own: within one Triton launches again what it has compiled, and where
+``TRITON_INTERPRET`` is set there is nothing to compile.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
-import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-import triton
+from ops.triton_table import (
+    ARCHES,
+    TABLE,
+    Row,
+    digest_of_sources,
+    print_table,
+    read_rows,
+    write_rows,
+)
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
@@ -47,22 +53,6 @@ from r21d_ops.triton import (
     temporal_dgrad,
     temporal_wgrad,
     tuning,
-)
-
-ARCHES = (80, 90)
-TRITON = triton.__version__
-
-#: What was compiled of the sources whose digest it holds, by the version of Triton that it names.
-TABLE = Path(__file__).with_name("triton_resources.json")
-
-_ROOT = Path(__file__).parents[2]
-_SOURCES = (
-    "r21d_ops/triton/*.py",
-    "r21d_ops/dispatch/__init__.py",
-    "r21d_ops/problem.py",
-    "r21d_ops/shapes.py",
-    "python/r21d/models/layers.py",
-    "tests/ops/triton_compilation.py",
 )
 
 #: Those of the table of layers in the design: clips a batch, frames a clip.
@@ -85,39 +75,6 @@ class Case(NamedTuple):
     variant: str = "training"
     parts: int = 1
     every: bool = False
-
-
-@dataclass
-class Row:
-    """What became of one kernel; ``shared`` memory and ``stack`` in bytes.
-
-    ``case`` is its place in :func:`list_cases`.
-    ``tensor_cores`` is their instruction with the operands' type, e.g. ``wgmma bf16``; loads are
-    ``wide`` with 16 bytes and ``narrow`` with a single 16-bit value; ``summed`` is how many
-    products go into one value of the first matrix product, padding included; ``atomics`` are
-    operations whose order is not fixed.
-    """
-
-    case: int
-    operator: str
-    layer: str
-    arithmetic: str
-    variant: str
-    run: str
-    tile: str
-    pixels: int
-    depth: int
-    descriptors: bool
-    arch: int
-    registers: int
-    stack: int
-    shared: int
-    tensor_cores: str
-    tma: bool
-    wide: int
-    narrow: int
-    summed: int | None
-    atomics: int
 
 
 def list_cases() -> list[Case]:
@@ -298,11 +255,12 @@ def compile_case(index: int, arch: int) -> list[Row]:
     case = list_cases()[index]
     with _compiling(case, arch) as compiled:
         LAUNCHERS[case.operator](_Operands(case), case)
-    return [_row(index, arch, *each) for each in compiled]
+    return [_row(index, case, arch, *each) for each in compiled]
 
 
-def _row(index: int, arch: int, kernel: Any, tile: Any, arguments: dict[str, Any]) -> Row:
-    case = list_cases()[index]
+def _row(
+    index: int, case: Case, arch: int, kernel: Any, tile: Any, arguments: dict[str, Any]
+) -> Row:
     ptx = kernel.asm["ptx"]
     run = _RUNS[arguments.get("RUN", 0)]
     registers, stack = _resources(kernel.asm["cubin"], arch)
@@ -395,68 +353,7 @@ def _summed(ttir: str, arguments: dict[str, Any]) -> int:
     raise AssertionError("no matrix product in the kernel")
 
 
-def print_table(rows: Iterable[Row]) -> None:
-    """A line for each kernel."""
-    print(
-        "| arch | operator | layer | arithmetic | variant | run | tile "
-        "| registers | stack | shared | tensor cores | TMA |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        small = " (fits 99 KB)" if row.shared <= 99 * 1024 else ""
-        print(
-            f"| sm_{row.arch} | {row.operator} | {row.layer} | {row.arithmetic} | {row.variant} "
-            f"| {row.run} | {row.tile} | {row.registers} | {row.stack} | {row.shared}{small} "
-            f"| {row.tensor_cores or '-'} | {'yes' if row.tma else '-'} |"
-        )
-
-
-def digest_of_sources() -> str:
-    """Of every file that decides what is compiled, and of its name."""
-    digest = hashlib.sha256()
-    for pattern in _SOURCES:
-        paths = sorted(_ROOT.glob(pattern))
-        assert paths, f"there is no {pattern}"
-        for path in paths:
-            content = hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n"))
-            digest.update(f"{path.name} {content.hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
-def write_rows(path: Path, sources: str, rows: Iterable[Row]) -> None:
-    """A table with a row a line; ``sources``: their digest before anything was compiled."""
-    if sources != digest_of_sources():
-        raise RuntimeError("a source was changed while it was compiled")
-    head = {
-        "triton": TRITON,
-        "sources": sources,
-        "fields": [field.name for field in fields(Row)],
-    }
-    lines = ",\n".join(f"  {json.dumps(astuple(row))}" for row in rows)
-    text = json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n'
-    path.write_text(text, encoding="utf-8")
-
-
-class Table(NamedTuple):
-    """What :func:`write_rows` wrote."""
-
-    triton: str
-    sources: str
-    rows: list[Row]
-
-    def is_current(self) -> bool:
-        """Whether it is of these kernels and this Triton."""
-        return (self.triton, self.sources) == (TRITON, digest_of_sources())
-
-
-def read_rows(path: Path) -> Table:
-    """The table at ``path``."""
-    table = json.loads(path.read_text(encoding="utf-8"))
-    rows = [Row(**dict(zip(table["fields"], row, strict=True))) for row in table["rows"]]
-    return Table(table["triton"], table["sources"], rows)
-
-
-def compile_in_processes(folder: Path, cases: Iterable[int]) -> None:
+def compile_in_processes(folder: Path, cases: Sequence[int]) -> None:
     """The rows of those cases for each architecture, to ``rows.json`` in ``folder``."""
     sources = digest_of_sources()
     # Triton's defaults, and an empty cache: nothing that another version of the kernels left is
@@ -464,11 +361,12 @@ def compile_in_processes(folder: Path, cases: Iterable[int]) -> None:
     options = ("TRITON_", "LLVM_", "MLIR_", "DISABLE_", "PTXAS_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(options)}
     environment |= {"TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     files = {arch: folder / f"{arch}.json" for arch in ARCHES}
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, "--arch", str(arch), "--json", str(path),
-             "--cases", *map(str, cases)],
+            [sys.executable, "-m", "ops.triton_compilation", "--arch", str(arch),
+             "--json", str(path), "--cases", *map(str, cases)],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for arch, path in files.items()
@@ -481,9 +379,8 @@ def compile_in_processes(folder: Path, cases: Iterable[int]) -> None:
     for process, output in zip(processes, outputs, strict=True):
         if process.returncode != 0:
             raise RuntimeError(output[-8000:])
-    write_rows(
-        folder / "rows.json", sources, [r for f in files.values() for r in read_rows(f).rows]
-    )
+    rows = [row for path in files.values() for row in read_rows(path).rows]
+    write_rows(folder / "rows.json", sources, rows)
 
 
 def main() -> None:
@@ -498,18 +395,18 @@ def main() -> None:
     given = [option is not None for option in (options.arch, options.cases, options.json)]
     if any(given) and (options.write or not all(given)):
         parser.error("--arch, --cases and --json go together, and without --write")
-    sources = digest_of_sources()
     if options.arch is not None:
+        sources = digest_of_sources()
         rows = [row for case in options.cases for row in compile_case(case, options.arch)]
         write_rows(options.json, sources, rows)
         return
     with tempfile.TemporaryDirectory() as folder:
         compile_in_processes(Path(folder), range(len(list_cases())))
-        rows = read_rows(Path(folder, "rows.json")).rows
-    if options.write:
-        write_rows(TABLE, sources, rows)
-    else:
-        print_table(rows)
+        table = Path(folder, "rows.json")
+        if options.write:
+            shutil.copyfile(table, TABLE)
+        else:
+            print_table(read_rows(table).rows)
 
 
 if __name__ == "__main__":
